@@ -1,0 +1,1 @@
+"""Measurements of this suite beside other libraries; see README.md."""

@@ -1,0 +1,1 @@
+"""Scripts that fit one data set by several engines and compare them."""

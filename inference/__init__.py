@@ -1,0 +1,35 @@
+"""Interchangeable inference engines for Pyro programs, and what to make of their answers."""
+
+from inference.compare import Comparison, compare
+from inference.em import EM
+from inference.engine import Engine, Posterior
+from inference.fit import Fit, InferenceWarning, fit, target
+from inference.gibbs import Gibbs
+from inference.hmc import HMC
+from inference.importance import ImportanceSampling
+from inference.mh import MH
+from inference.nuts import NUTS
+from inference.sampling import Sampler
+from inference.svi import SVI
+from inference.target import Target
+
+__version__ = "0.1.0"
+__all__ = [
+    "EM",
+    "HMC",
+    "MH",
+    "NUTS",
+    "SVI",
+    "Comparison",
+    "Engine",
+    "Fit",
+    "Gibbs",
+    "ImportanceSampling",
+    "InferenceWarning",
+    "Posterior",
+    "Sampler",
+    "Target",
+    "compare",
+    "fit",
+    "target",
+]

@@ -1,0 +1,193 @@
+"""The one place that knows ArviZ's versions: 0.x (InferenceData) and 1.x (xarray DataTree)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import arviz as az
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.figure import Figure
+
+from inference import mixing
+from inference.storage import whole
+
+MAJOR = int(az.__version__.split(".")[0])
+
+Names = Mapping[str, Mapping[str, Sequence[Any]]]
+"""``{variable: {dimension: labels}}`` for the dimensions after the sample dimensions."""
+
+
+def dataset(
+    values: Mapping[str, np.ndarray],
+    names: Names,
+    leading: tuple[str, ...],
+    attrs: Mapping[str, Any],
+) -> xr.Dataset:
+    """Arrays with the leading dimensions given (chain, draw, or none), the others labelled."""
+    arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
+    coordinates: dict[str, Any] = {}
+    for dim, size in zip(
+        leading, next(iter(values.values())).shape if values else (), strict=False
+    ):
+        coordinates[dim] = np.arange(size)
+    for variable, array in values.items():
+        labels = names.get(variable, {})
+        dims = list(labels)[: array.ndim - len(leading)]
+        coordinates |= {dim: list(labels[dim]) for dim in dims}
+        for axis in range(len(leading) + len(dims), array.ndim):
+            dim = f"{variable}_dim_{axis - len(leading)}"
+            dims.append(dim)
+            coordinates[dim] = np.arange(array.shape[axis])
+        arrays[variable] = ((*leading, *dims), array)
+    return xr.Dataset(arrays, coords=coordinates, attrs=dict(attrs))
+
+
+def build(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
+    """An ArviZ object of the installed major version."""
+    if MAJOR == 0:
+        data = az.InferenceData(**dict(groups))  # pyright: ignore[reportArgumentType]
+        data.attrs.update(attrs)
+        return data
+    tree = xr.DataTree.from_dict(dict(groups))
+    tree.attrs.update(attrs)
+    return tree
+
+
+def has_group(data: Any, name: str) -> bool:
+    """Whether an ArviZ object has the group."""
+    if MAJOR == 0:
+        return name in data.groups()
+    return name in data.children
+
+
+def group(data: Any, name: str) -> xr.Dataset:
+    """A group as a Dataset."""
+    found = data[name]
+    return found if isinstance(found, xr.Dataset) else found.to_dataset()
+
+
+def attributes(data: Any) -> dict[str, Any]:
+    """The attributes of the whole object."""
+    return dict(data.attrs)
+
+
+def save(data: Any, path: str | os.PathLike[str]) -> Path:
+    """Write NetCDF; the file appears whole, by rename."""
+    with whole(path) as temporary:
+        data.to_netcdf(str(temporary), engine="h5netcdf")
+    return Path(path)
+
+
+def load(path: str | os.PathLike[str]) -> Any:
+    """Read NetCDF written by ``save`` or by any ArviZ of either major version."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    return az.from_netcdf(str(path), engine="h5netcdf")
+
+
+def moments(posterior: xr.Dataset) -> pd.DataFrame:
+    """Mean and sd of every scalar."""
+    sample = ("chain", "draw")
+    columns = {"mean": posterior.mean(sample), "sd": posterior.std(sample, ddof=1)}
+    return pd.DataFrame({name: scalars(values) for name, values in columns.items()})
+
+
+def statistics(posterior: xr.Dataset) -> pd.DataFrame:
+    """Mean, sd, MCSE, R-hat, bulk and tail ESS of every scalar; rows named as ArviZ names them.
+
+    The definitions are ArviZ's (``mixing``); tail ESS is at 5 % and 95 % whatever its version.
+    """
+    ordered = posterior.transpose("chain", "draw", ...)
+    columns = {
+        "mcse_mean": mixing.mcse_mean,
+        "mcse_sd": mixing.mcse_sd,
+        "r_hat": mixing.r_hat,
+        "ess_bulk": mixing.ess_bulk,
+        "ess_tail": mixing.ess_tail,
+    }
+    table = {
+        name: scalars(
+            ordered.map(lambda a, f=function: a[0, 0].copy(data=f(a.values)), keep_attrs=False)
+        )
+        for name, function in columns.items()
+    }
+    return moments(posterior).join(pd.DataFrame(table))
+
+
+def scalars(values: xr.Dataset) -> pd.Series:
+    """Every scalar of a Dataset, named ``variable[label, ...]``."""
+    rows: dict[str, float] = {}
+    for name, array in values.data_vars.items():
+        for index in np.ndindex(array.shape):
+            labels = [array[d].values[i] for d, i in zip(array.dims, index, strict=True)]
+            text = ", ".join(str(label) for label in labels)
+            rows[f"{name}[{text}]" if text else str(name)] = float(array.values[index])
+    return pd.Series(rows, dtype=float)
+
+
+def plot_trace(data: Any, variables: Sequence[str]) -> Figure:
+    """Marginal densities and traces by chain."""
+    if MAJOR == 0:
+        return _figure(az.plot_trace(data, var_names=list(variables), compact=False))
+    return _figure(
+        az.plot_trace_dist(  # pyright: ignore[reportAttributeAccessIssue]
+            data, var_names=list(variables)
+        )
+    )
+
+
+def plot_rank(data: Any, variables: Sequence[str]) -> Figure:
+    """Histograms of the draws' ranks by chain."""
+    return _figure(az.plot_rank(data, var_names=list(variables)))
+
+
+def plot_autocorr(data: Any, variables: Sequence[str]) -> Figure:
+    """Autocorrelation by lag and chain."""
+    return _figure(
+        az.plot_autocorr(
+            data, var_names=list(variables), **({"combined": True} if MAJOR == 0 else {})
+        )
+    )
+
+
+def plot_energy(data: Any) -> Figure:
+    """Marginal energies and their transitions."""
+    return _figure(az.plot_energy(data))
+
+
+def plot_posterior(data: Any, variables: Sequence[str]) -> Figure:
+    """Marginal densities."""
+    if MAJOR == 0:
+        return _figure(az.plot_posterior(data, var_names=list(variables)))
+    return _figure(az.plot_dist(data, var_names=list(variables)))
+
+
+def plot_forest(data: Mapping[str, Any], variables: Sequence[str]) -> Figure:
+    """Means and intervals of several fits side by side."""
+    if MAJOR == 0:
+        axes = az.plot_forest(
+            list(data.values()),
+            model_names=list(data),
+            var_names=list(variables),
+            combined=True,
+            figsize=(8, 2 + 0.35 * len(data) * len(variables)),
+        )
+        return _figure(axes)
+    return _figure(az.plot_forest(dict(data), var_names=list(variables), combined=True))
+
+
+def _figure(plot: Any) -> Figure:
+    """The matplotlib figure behind what an ArviZ plot returns; closed, so that it never pops up."""
+    if MAJOR == 0:
+        figure = np.asarray(plot).ravel()[0].figure
+        figure.set_layout_engine("constrained")
+    else:
+        figure = plot.viz["figure"].item()
+    plt.close(figure)
+    return figure

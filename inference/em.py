@@ -1,0 +1,132 @@
+"""Expectation-maximisation (Dempster, Laird & Rubin 1977), restarts in one batch."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inference.engine import Engine, Posterior, Problem
+from ppl_models.base import HasEM, Model, Objective, Params
+from ppl_models.errors import ModelError
+
+_LOOK = 50  # steps between looks at convergence
+
+
+@dataclass(frozen=True)
+class EM(Engine):
+    """EM by the model's closed forms: a mode of the joint, or the maximum-likelihood estimate.
+
+    Each step raises the objective log p(data, theta), a density of the constrained values without
+    a Jacobian, or log p(data | theta); latent variables are summed out by the E step. Convergence
+    is linear, so the distance still to go is judged from the rate: steps of length d that shrink by
+    r have d r / (1 - r) ahead of them.
+
+    Args:
+        restarts: starting points, run as one batch; the best end is returned.
+        max_steps: at most so many steps.
+        tol: stop where the distance ahead is below this share of each parameter's size.
+        objective: "joint" for the posterior's mode, "likelihood" to ignore the priors.
+    """
+
+    restarts: int = 4
+    max_steps: int = 20_000
+    tol: float = 1e-7
+    objective: Objective = "joint"
+
+    needs: ClassVar[type[Model] | None] = HasEM
+
+    def __post_init__(self) -> None:
+        self.at_least(restarts=1, max_steps=1)
+        self.one_of(objective=("joint", "likelihood"))
+        self.positive("tol")
+
+    @torch.no_grad()
+    def run(self, problem: Problem) -> Posterior:
+        """Iterate to convergence; the trace of the objective is in ``attributes``."""
+        begin = time.perf_counter()
+        model: Any = problem.model
+        params = model.start(problem.data, self.restarts, problem.noise(self.restarts))
+        density = problem.outputs.density(self.objective)
+        lengths: list[Tensor] = []
+        values = [density(params)]  # (R,) each
+        ahead = torch.full_like(values[0], torch.inf)
+        precision = torch.finfo(problem.dtype).eps
+        tol = max(self.tol, 8 * precision)
+        step = 0
+        while step < self.max_steps and bool((ahead > tol).any()):
+            step += 1
+            before = params
+            params = model.m_step(problem.data, model.e_step(problem.data, params), self.objective)
+            lengths = [*lengths[-1:], _relative(params, before)]
+            if step % _LOOK == 0 or step < _LOOK:
+                values.append(density(params))
+                problem.report(step / self.max_steps, f"{float(values[-1].max()):.6g}")
+            if len(lengths) == 2:
+                rate = (lengths[1] / lengths[0]).clamp(0, 1 - precision)
+                ahead = lengths[1] * rate / (1 - rate)
+        values.append(density(params))
+        path = torch.stack(values)
+        best = int(torch.nan_to_num(path[-1], nan=-torch.inf).argmax())
+        if not bool(torch.isfinite(path[-1, best])):
+            raise ModelError(
+                f"EM: log {self.objective} is not finite at the end of any restart; check the "
+                "data's scale and that e_step and m_step keep the parameters within their supports"
+            )
+        point = {name: value[best] for name, value in params.items()}
+        outputs = problem.outputs
+        draws = {site.name: point[site.name] for site in problem.program.sites}
+        if not problem.program.discrete:
+            draws |= outputs.deterministics(point)
+        seconds = time.perf_counter() - begin
+        return Posterior(
+            kind="point",
+            draws=draws,
+            warnings=self._warnings(path, ahead[best] > tol, precision),
+            seconds={"sampling": seconds, "total": seconds},
+            attributes={
+                "objective_name": f"log {self.objective}",
+                "objective_value": float(path[-1, best]),
+                "steps": step,
+                "restart_objectives": path[-1].tolist(),
+            },
+            unconstrained=outputs.unconstrain(draws),
+        )
+
+    def _warnings(self, path: Tensor, unsettled: Tensor, precision: float) -> list[str]:
+        found = []
+        if bool(unsettled):
+            found.append(
+                f"max_steps: stopped after {self.max_steps} steps before the parameters settled; "
+                "raise max_steps or tol"
+            )
+        falls = (path[1:] - path[:-1]) / (1 + path[:-1].abs())
+        if bool((falls < -max(1e-8, 100 * precision)).any()):
+            found.append(
+                "the objective fell during EM, which exact steps cannot do: e_step and m_step do "
+                "not belong to this program's joint density"
+            )
+        ends = path[-1]
+        top = ends[torch.isfinite(ends)].max()
+        # a tenth of a nat, or what rounding may do to a large objective
+        worse = ~(top - ends < max(0.1, 1000 * precision * float(top.abs())))
+        if bool(worse.any()):
+            spread = float((top - ends).nan_to_num(torch.inf).max())
+            found.append(
+                f"{int(worse.sum())} of {len(ends)} restarts ended in a worse mode (by up to "
+                f"{spread:.3g} nats); the best is returned; more restarts may find a better one"
+            )
+        return found
+
+
+def _relative(new: Params, old: Params) -> Tensor:
+    """The largest change of any parameter relative to its size, by restart: (R,)."""
+    changes = []
+    for name, value in new.items():
+        change = (value - old[name]).flatten(1) if value.dim() > 1 else (value - old[name])[:, None]
+        size = value.flatten(1) if value.dim() > 1 else value[:, None]
+        changes.append((change.abs() / (size.abs() + 1e-8)).amax(-1))
+    return torch.stack(changes).amax(0)

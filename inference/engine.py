@@ -1,0 +1,202 @@
+"""What an engine is: it turns a problem (model, data, target) into a posterior."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import numbers
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from inference.graph import Tier, batched_over_rows, trace
+from inference.outputs import Outputs
+from inference.program import Minibatch, Program
+from inference.progress import Report, silent
+from inference.target import Target
+from ppl_models.base import Data, Model, Params
+from ppl_models.errors import EngineError
+from ppl_models.noise import Noise
+
+Kind = Literal["samples", "approximation", "point"]
+TierChoice = Tier | Literal["auto"]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What an engine is given: the model, its data on the device, and where to report progress."""
+
+    model: Callable[..., Any]
+    data: Data
+    program: Program
+    seed: int
+    dtype: torch.dtype
+    device: torch.device
+    report: Report = silent
+
+    def noise(self, chains: int) -> Noise:
+        """The chains' streams of random numbers."""
+        return Noise.seeded(self.seed, chains, device=self.device, dtype=self.dtype)
+
+    def target(self, tier: TierChoice, calls: int) -> Target:
+        """The log density of the continuous sites in unconstrained space."""
+        return Target(
+            self.program.log_density,
+            self.program.dim,
+            dtype=self.dtype,
+            device=self.device,
+            tier=tier,
+            calls=calls,
+            describe=self.program.describe,
+        )
+
+    def subsampled(
+        self, minibatch: Minibatch, points: int
+    ) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        """Log density and gradient from the given rows: (P, D), (B,) -> (P,), (P, D)."""
+        x = torch.linspace(-0.7, 0.9, self.program.dim, dtype=self.dtype, device=self.device)
+        rows = torch.arange(minibatch.batch, device=self.device)
+        single = partial(self.program.log_density_of, minibatch)
+        return batched_over_rows(trace(single, x, rows), x.expand(points, -1).clone(), rows)
+
+    @property
+    def outputs(self) -> Outputs:
+        """From unconstrained draws to everything a user reads."""
+        return Outputs(self.program, self.dtype, self.device)
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """What every engine returns.
+
+    ``kind`` says what the draws are: ``samples`` of a Markov chain, draws of an ``approximation``
+    (independent, or resampled by weight), or a ``point``. Draws are (chain, draw, *event), those of
+    a point (*event). ``stats`` are (chain, draw). ``warnings`` say what a user must know.
+    """
+
+    kind: Kind
+    draws: Params
+    stats: dict[str, Tensor] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    attributes: dict[str, Any] = field(default_factory=dict)
+    unconstrained: Tensor | None = None  # (chain, draw, D)
+    guide: Callable[..., Any] | None = None  # the trained guide program, of SVI
+
+
+@dataclass(frozen=True)
+class Engine(ABC):
+    """An inference method with its settings; ``run`` has no side effect on model or settings."""
+
+    needs: ClassVar[type[Model] | None] = None
+    """The capability that a model must offer, if any."""
+
+    needs_continuous: ClassVar[bool] = True
+    """Whether the engine moves in the space of the program's continuous sites."""
+
+    @abstractmethod
+    def run(self, problem: Problem) -> Posterior:
+        """Fit the problem."""
+
+    def check(self, model: Any, program: Program) -> None:
+        """Refuse what this engine cannot do, before any work. Raises ``EngineError``."""
+        name = type(self).__name__
+        if self.needs is not None and not isinstance(model, self.needs):
+            lacks = ", ".join(sorted(self.needs.__abstractmethods__ - Model.__abstractmethods__))
+            raise EngineError(
+                f"{name} needs {self.needs.__name__}; {_name(model)} lacks {lacks}. "
+                "Add these methods, or use an engine that needs only the program: SVI, MH, HMC, "
+                "NUTS"
+            )
+        if self.needs_continuous and program.dim == 0:
+            raise EngineError(
+                f"{name} has nothing to infer: {_name(model)} has no continuous latent site; "
+                "sample one with pyro.sample, or check that not every site is observed"
+            )
+        if self.trains(model):
+            return
+        if program.parameters and not getattr(model, "trained", False):
+            raise EngineError(
+                f"{name} does not train the program's weights ({program.parameters[0]}, ...); "
+                "train them in a module by SVI with a guide program, fit(module, data, "
+                "SVI(guide=...)), then use fit.model; or set module.trained = True if they are"
+            )
+        if program.subsampled:
+            raise EngineError(
+                f"the plate '{program.subsampled[0]}' subsamples its data, so the log density "
+                f"would be random, which {name} cannot use; remove subsample_size, or use SVI "
+                "with batch_size=... or with a guide program"
+            )
+        if program.random:
+            raise EngineError(
+                f"the log density of site '{program.random}' is random: it differs between two "
+                f"runs at the same values, which {name} cannot use; draw every random number by "
+                "pyro.sample"
+            )
+
+    def trains(self, model: Any) -> bool:
+        """Whether weights are trained, by gradients that may be those of a random log density."""
+        return False
+
+    def at_least(self, **bounds: float) -> None:
+        """Check numeric settings against their lower bounds. Raises ``EngineError``.
+
+        A setting declared as an integer must be one.
+        """
+        declared = {field.name: field.type for field in dataclasses.fields(self)}
+        for name, bound in bounds.items():
+            value: Any = getattr(self, name)
+            whole = declared[name] in ("int", int)
+            kind: Any = numbers.Integral if whole else numbers.Real
+            if isinstance(value, bool) or not isinstance(value, kind) or not value >= bound:
+                what = "a whole number" if whole else "a number"
+                raise EngineError(
+                    f"{type(self).__name__}({name}={value!r}): give {what} of at least {bound:g}"
+                )
+
+    def positive(self, *names: str, below: float = math.inf) -> None:
+        """Check that settings are positive numbers below a bound, or None where that is legal.
+
+        Raises ``EngineError``.
+        """
+        declared = {field.name: str(field.type) for field in dataclasses.fields(self)}
+        for name in names:
+            if getattr(self, name) is None and "None" in declared[name]:
+                continue
+            value: Any = getattr(self, name)
+            whole = declared[name].startswith("int")
+            kind: Any = numbers.Integral if whole else numbers.Real
+            if isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < below:
+                what = "a positive whole number" if whole else "a positive number"
+                what += f" below {below:g}" if below < math.inf else ""
+                raise EngineError(f"{type(self).__name__}({name}={value!r}): give {what}")
+
+    def program_or_none(self, name: str) -> None:
+        """Check that a setting is a Pyro program, if given. Raises ``EngineError``."""
+        value = getattr(self, name)
+        if value is not None and (isinstance(value, type) or not callable(value)):
+            raise EngineError(
+                f"{type(self).__name__}({name}={value!r}): give a Pyro program, or nothing"
+            )
+
+    def one_of(self, **choices: tuple[Any, ...]) -> None:
+        """Check settings against their legal values. Raises ``EngineError``."""
+        for name, legal in choices.items():
+            if getattr(self, name) not in legal:
+                text = ", ".join(repr(choice) for choice in legal)
+                raise EngineError(
+                    f"{type(self).__name__}({name}={getattr(self, name)!r}): choose one of {text}"
+                )
+
+    def settings(self) -> dict[str, Any]:
+        """The settings by name, for the record."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+
+
+def _name(model: Any) -> str:
+    return getattr(model, "__name__", type(model).__name__)

@@ -1,0 +1,394 @@
+"""``fit``: one call for every engine; device, dtype and seed are decided here and nowhere else."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from inference import arviz_bridge, diagnostics
+from inference.engine import Engine, Posterior, Problem, TierChoice
+from inference.program import Program, isolated, trained
+from inference.progress import bar
+from inference.target import Target
+from ppl_models.base import Data, Model
+from ppl_models.data import as_fields
+from ppl_models.errors import EngineError
+
+_THREADS_ABOVE = 200_000  # data elements; below, a second thread waits more than it works
+
+
+class InferenceWarning(UserWarning):
+    """Something about the answer that a user must know before trusting it."""
+
+
+@dataclass(frozen=True, repr=False)
+class Fit:
+    """A fitted model.
+
+    ``posterior`` holds tensors, ``to_arviz()`` the same for ArviZ, ``summary()`` a table,
+    ``warnings`` what to know before trusting them.
+    """
+
+    model: Callable[..., Any]
+    data: Data
+    engine: Engine
+    posterior: Posterior
+    seed: int
+    device: torch.device
+    dtype: torch.dtype
+    program: Program
+    parameters: Any = None
+    """What was trained by ``pyro.param``: a state for ``pyro.get_param_store().set_state``."""
+
+    @property
+    def warnings(self) -> list[str]:
+        """Findings in plain words; empty where nothing was found."""
+        return self.posterior.warnings
+
+    @property
+    def status(self) -> str:
+        """The findings without their explanations; "ok" where there are none."""
+        short = [text.split(":")[0].split(";")[0] for text in self.warnings]
+        return "; ".join(short) or "ok"
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time by phase, and in total."""
+        return self.posterior.seconds
+
+    def to_arviz(self, *, log_likelihood: bool = False, posterior_predictive: bool = False) -> Any:
+        """The fit for ArviZ: InferenceData (0.x) or DataTree (1.x).
+
+        Args:
+            log_likelihood: add the pointwise log likelihood, discrete sites summed out.
+            posterior_predictive: add one draw of the observed sites for each posterior draw.
+        """
+        names = self._names()
+        attrs = self._attributes()
+        leading = () if self.posterior.kind == "point" else ("chain", "draw")
+        draws = {name: _numpy(value) for name, value in self.posterior.draws.items()}
+        main = "point" if self.posterior.kind == "point" else "posterior"
+        groups = {main: arviz_bridge.dataset(draws, names, leading, attrs)}
+        if self.posterior.stats:
+            stats = {name: _numpy(value) for name, value in self.posterior.stats.items()}
+            groups["sample_stats"] = arviz_bridge.dataset(stats, {}, ("chain", "draw"), attrs)
+        observed = {name: _numpy(self.program.observations[name]) for name in self.program.observed}
+        if observed:
+            groups["observed_data"] = arviz_bridge.dataset(observed, names, (), attrs)
+        constant = {
+            name: _numpy(value)
+            for name, value in self.data.items()
+            if isinstance(value, Tensor) and name not in observed
+        }
+        if constant:
+            groups["constant_data"] = arviz_bridge.dataset(constant, names, (), attrs)
+        if log_likelihood:
+            values = {k: _numpy(v) for k, v in self.log_likelihood().items()}
+            groups["log_likelihood"] = arviz_bridge.dataset(values, names, leading, attrs)
+        if posterior_predictive:
+            values = {k: _numpy(v) for k, v in self.predict().items()}
+            groups["posterior_predictive"] = arviz_bridge.dataset(values, names, leading, attrs)
+        return arviz_bridge.build(groups, attrs)
+
+    def summary(self) -> pd.DataFrame:
+        """One row per scalar: mean, sd, and for Markov chains MCSE, R-hat and ESS.
+
+        Draws of an approximation are independent, so R-hat would say nothing; a point has no sd.
+        """
+        data = self.to_arviz()
+        if self.posterior.kind == "point":
+            return pd.DataFrame({"mean": arviz_bridge.scalars(arviz_bridge.group(data, "point"))})
+        draws = arviz_bridge.group(data, "posterior")
+        if self.posterior.kind == "approximation":
+            return arviz_bridge.moments(draws)
+        return arviz_bridge.statistics(draws)
+
+    def log_likelihood(self) -> dict[str, Tensor]:
+        """Log likelihood of each observation at each draw, {site: (chain, draw, *batch)}."""
+        with self._isolated(), torch.no_grad():
+            return self._problem().outputs.pointwise(self._unconstrained())
+
+    def responsibilities(self) -> dict[str, Tensor]:
+        """p(value | draw, data) for each discrete site, {site: (chain, draw, *batch, K)}."""
+        with self._isolated():
+            return self._problem().outputs.responsibilities(self._unconstrained())
+
+    def predict(self, data: Any = None, *, seed: int | None = None) -> dict[str, Tensor]:
+        """Posterior predictive draws of the observed sites, {site: (chain, draw, *shape)}.
+
+        Args:
+            data: new data for the program; by default those of the fit. The observed sites may be
+                None in them. A discrete site with one value per observation is drawn anew.
+            seed: of the simulation; by default that of the fit.
+
+        Raises ``DataError`` or ``ModelError`` where the new data do not fit the posterior.
+        """
+        with self._isolated(), torch.no_grad():
+            new = None
+            if data is not None:
+                new = _place(_prepare(self.model, data), self.device, self.dtype)
+            chosen = self.seed if seed is None else seed
+            return self.program.predictive(self.posterior.draws, chosen, new)
+
+    def save(self, path: str | PathLike[str], **groups: bool) -> Path:
+        """Write the ArviZ object as NetCDF; the file appears whole, by rename."""
+        return arviz_bridge.save(self.to_arviz(**groups), path)
+
+    def report(self, path: str | PathLike[str]) -> Path:
+        """Write a self-contained HTML report of this fit."""
+        from inference.report import write_report
+
+        return write_report({type(self.engine).__name__: self}, path)
+
+    def __repr__(self) -> str:
+        model = getattr(self.model, "__name__", type(self.model).__name__)
+        shape = next(iter(self.posterior.draws.values())).shape[:2]
+        size = "a point" if self.posterior.kind == "point" else f"{shape[0]} x {shape[1]} draws"
+        return f"Fit({model} by {type(self.engine).__name__}: {size}, {self.status})"
+
+    # -- internals -------------------------------------------------------------------------------
+
+    def _isolated(self) -> AbstractContextManager[None]:
+        return isolated(self.dtype, parameters=self.parameters)
+
+    def _problem(self) -> Problem:
+        return Problem(self.model, self.data, self.program, self.seed, self.dtype, self.device)
+
+    def _unconstrained(self) -> Tensor:
+        if self.posterior.unconstrained is not None:
+            return self.posterior.unconstrained
+        return self._problem().outputs.unconstrain(self.posterior.draws)
+
+    def _names(self) -> Mapping[str, Mapping[str, list[Any]]]:
+        return self.model.coordinates(self.data) if isinstance(self.model, Model) else {}
+
+    def _attributes(self) -> dict[str, Any]:
+        from inference import __version__
+
+        attributes = {
+            "inference_library": "ppl-suite",
+            "inference_library_version": __version__,
+            "engine": type(self.engine).__name__,
+            "kind": self.posterior.kind,
+            "seed": self.seed,
+            "device": str(self.device),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "torch_version": str(torch.__version__),
+            "platform": platform.platform(),
+            "sampling_time": self.seconds.get("sampling", self.seconds.get("total", 0.0)),
+            "warnings": "\n".join(self.warnings),
+        }
+        attributes |= {f"seconds_{name}": value for name, value in self.seconds.items()}
+        settings = {f"setting_{k}": repr(v) for k, v in self.engine.settings().items()}
+        return attributes | settings | self.posterior.attributes
+
+
+def fit(
+    model: Callable[..., Any],
+    data: Any = None,
+    engine: Engine | None = None,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "auto",
+    dtype: torch.dtype | str | None = None,
+    progress: bool | None = None,
+) -> Fit:
+    """Fit a Pyro program by an engine.
+
+    Args:
+        model: a ``Model`` or any Pyro function.
+        data: its keyword arguments: a mapping or DataFrame of arrays, tensors, columns; for a
+            ``Model`` whatever its ``prepare`` accepts.
+        engine: an engine with its settings, such as ``NUTS(chains=4)``; NUTS by default.
+        seed: a non-negative integer; the same seed gives the same draws.
+        device: "cpu", "cuda", or "auto": a GPU where there is one and the model has weights, else
+            the CPU, which is faster for small problems.
+        dtype: of the real numbers; by default that of the model's weights, else float64.
+        progress: whether to show a progress bar; by default where standard error is a terminal.
+
+    Returns:
+        A ``Fit``. What it must warn about is in ``.warnings`` and is issued as
+        ``InferenceWarning``.
+
+    Raises:
+        DataError, ModelError, EngineError: before any work, naming the cause and the remedy.
+    """
+    if engine is None:
+        from inference.nuts import NUTS
+
+        engine = NUTS()
+    _check_engine(engine)
+    whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
+    if not whole or not 0 <= seed < 2**64:
+        raise EngineError(f"seed={seed!r}: give a non-negative integer below 2^64")
+    _check_model(model)
+    begin = time.perf_counter()
+    model = copy.deepcopy(model) if isinstance(model, nn.Module) else model
+    fields = _prepare(model, data)
+    where = _device(device, model, fields)
+    kind = _dtype(dtype, model)
+    if isinstance(model, nn.Module):
+        model = model.to(device=where, dtype=kind)
+    title = type(engine).__name__
+    with isolated(kind), _threads(fields), bar(title, show=progress) as report:
+        placed = _place(fields, where, kind)
+        with isolated(kind, validate=True):
+            program = Program(model, placed)
+        engine.check(model, program)
+        problem = Problem(model, placed, program, int(seed), kind, where, report)
+        posterior = engine.run(problem)
+        parameters = trained()
+        if isinstance(model, Model):
+            posterior = _canonical(model, posterior, problem)
+    posterior.seconds["total"] = time.perf_counter() - begin
+    posterior.warnings.extend(_findings(posterior, program))
+    result = Fit(model, placed, engine, posterior, int(seed), where, kind, program, parameters)
+    for text in posterior.warnings:
+        warnings.warn(f"{title}: {text}", InferenceWarning, stacklevel=2)
+    return result
+
+
+def target(
+    model: Callable[..., Any],
+    data: Any = None,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+    tier: TierChoice = "traced",
+) -> Target:
+    """The unnormalised log density of a model's continuous sites, for use outside an engine.
+
+    Its points are unconstrained, in the order of ``target.sites``; the Jacobian is included.
+
+    Raises:
+        DataError, ModelError: as ``fit`` does.
+    """
+    fields = _prepare(model, data)
+    where = _device(device, model, fields)
+    kind = _dtype(dtype, model)
+    placed = _place(fields, where, kind)
+    with isolated(kind, validate=True):
+        program = Program(model, placed)
+
+    def log_density(x: Tensor) -> Tensor:
+        with isolated(kind):
+            return program.log_density(x)
+
+    return Target(
+        log_density, program.dim, dtype=kind, device=where, tier=tier, sites=tuple(program.sites)
+    )
+
+
+def _canonical(model: Model, posterior: Posterior, problem: Problem) -> Posterior:
+    """The posterior with one representative of the model's symmetries, wherever it holds draws."""
+    program, outputs = problem.program, problem.outputs
+    draws = {**posterior.draws, **model.canonical(dict(posterior.draws))}
+    moved = [name for name, old in posterior.draws.items() if draws[name] is not old]
+    if not moved:
+        return posterior
+    with torch.no_grad():
+        if all(site.name in draws for site in program.discrete):
+            draws |= outputs.deterministics(draws)
+        return replace(posterior, draws=draws, unconstrained=outputs.unconstrain(draws))
+
+
+def _findings(posterior: Posterior, program: Program) -> list[str]:
+    if posterior.kind != "samples":
+        return []
+    draws = {site.name: _numpy(posterior.draws[site.name]) for site in program.sites}
+    stats = {name: _numpy(value) for name, value in posterior.stats.items()}
+    return [finding.text for finding in diagnostics.chains(draws, stats)]
+
+
+@contextmanager
+def _threads(fields: Data) -> Iterator[None]:
+    """One thread for small problems, within the fit alone."""
+    before = torch.get_num_threads()
+    if _elements(fields) <= _THREADS_ABOVE:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _elements(fields: Data) -> int:
+    return sum(value.numel() for value in fields.values() if isinstance(value, Tensor))
+
+
+def _prepare(model: Callable[..., Any], data: Any) -> Data:
+    return model.prepare(data) if isinstance(model, Model) else as_fields(data)
+
+
+def _place(fields: Data, device: torch.device, dtype: torch.dtype) -> Data:
+    def place(value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
+
+    return {name: place(value) for name, value in fields.items()}
+
+
+def _device(device: str | torch.device, model: Any, fields: Data) -> torch.device:
+    if device != "auto":
+        legal = f"device={device!r}: give 'cpu', 'cuda' or 'auto'"
+        try:
+            chosen = torch.device(device)
+        except (RuntimeError, TypeError) as error:
+            raise EngineError(legal) from error
+        if chosen.type not in ("cpu", "cuda"):
+            raise EngineError(legal)
+        if chosen.type == "cuda" and not torch.cuda.is_available():
+            raise EngineError(f"device={device!r}: torch sees no GPU here; use device='cpu'")
+        return chosen
+    weights = isinstance(model, nn.Module) and any(True for _ in model.parameters())
+    return torch.device("cuda" if weights and torch.cuda.is_available() else "cpu")
+
+
+def _dtype(dtype: torch.dtype | str | None, model: Any) -> torch.dtype:
+    if isinstance(dtype, str):
+        named = {"float32": torch.float32, "float64": torch.float64}
+        if dtype not in named:
+            raise EngineError(f"dtype={dtype!r}: choose 'float32' or 'float64'")
+        return named[dtype]
+    if dtype is not None:
+        if dtype not in (torch.float32, torch.float64):
+            raise EngineError(f"dtype={dtype}: choose torch.float32 or torch.float64")
+        return dtype
+    if isinstance(model, nn.Module):
+        for parameter in model.parameters():
+            return parameter.dtype
+    return torch.float64
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, type):
+        raise EngineError(f"model is the class {model.__name__}; give {model.__name__}(...)")
+    if not callable(model):
+        raise EngineError(f"model is a {type(model).__name__}; give a Pyro function or a Model")
+
+
+def _check_engine(engine: Any) -> None:
+    if isinstance(engine, type) and issubclass(engine, Engine):
+        raise EngineError(f"engine is the class {engine.__name__}; give {engine.__name__}(...)")
+    if not isinstance(engine, Engine):
+        raise EngineError(
+            f"engine is a {type(engine).__name__}; give an engine such as NUTS(chains=4)"
+        )
+
+
+def _numpy(value: Tensor) -> np.ndarray:
+    return value.detach().cpu().numpy()

@@ -1,0 +1,87 @@
+"""Gibbs sampling (Geman & Geman 1984; Gelfand & Smith 1990) from exact full conditionals."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from inference.engine import Engine, Posterior, Problem
+from ppl_models.base import HasConditionals, Model, Params
+
+
+@dataclass(frozen=True)
+class Gibbs(Engine):
+    """Systematic-scan Gibbs: every sweep draws each of the model's blocks given the others.
+
+    Args:
+        chains: how many chains run, as one batch.
+        warmup: sweeps per chain that are discarded; nothing is adapted.
+        draws: draws kept per chain.
+        thin: sweeps per draw; warm-up counts in draws too.
+    """
+
+    chains: int = 4
+    warmup: int = 1000
+    draws: int = 1000
+    thin: int = 1
+
+    needs: ClassVar[type[Model] | None] = HasConditionals
+
+    def __post_init__(self) -> None:
+        self.at_least(chains=1, warmup=0, draws=1, thin=1)
+
+    @torch.no_grad()
+    def run(self, problem: Problem) -> Posterior:
+        """Sweep from starting points of finite density."""
+        begin = time.perf_counter()
+        noise = problem.noise(self.chains)
+        target = problem.target("traced", 1)
+        outputs = problem.outputs
+        model: Any = problem.model
+        blocks = list(model.conditionals(problem.data).values())
+        state: Params = outputs.constrain(target.start(noise.fold(0)))
+        kept: list[Params] = []
+        interrupted, start, adapted = False, time.perf_counter(), time.perf_counter()
+        total = self.warmup + self.draws
+        try:
+            for draw in range(total):
+                if draw == self.warmup:
+                    adapted = time.perf_counter()
+                for sweep in range(self.thin):
+                    for position, block in enumerate(blocks):
+                        state = block(state, noise.fold(1, draw, sweep, position))
+                if draw >= self.warmup:
+                    kept.append(state)
+                if draw % 16 == 0:
+                    problem.report(draw / total, "sampling" if kept else "warm-up")
+        except KeyboardInterrupt:
+            if not kept:
+                raise
+            interrupted = True
+        sampled = time.perf_counter()
+        values = {name: torch.stack([k[name] for k in kept], 1) for name in kept[0]}
+        x = outputs.unconstrain(values)
+        draws = outputs.values(x, noise.fold(2))
+        text = f"interrupted: kept the {len(kept)} draws per chain that were finished"
+        return Posterior(
+            kind="samples",
+            draws=draws,
+            stats={"lp": _log_density(target, x)},
+            warnings=[text] if interrupted else [],
+            seconds={
+                "start": start - begin,
+                "warmup": adapted - start,
+                "sampling": sampled - adapted,
+                "total": time.perf_counter() - begin,
+            },
+            unconstrained=x,
+        )
+
+
+def _log_density(target: Any, x: Tensor) -> Tensor:
+    """The log density of every draw: (C, S, D) -> (C, S)."""
+    return torch.stack([target.log_density(row) for row in x.unbind(1)], 1)

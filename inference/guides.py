@@ -1,0 +1,139 @@
+"""Families of approximations q on the flat unconstrained space, each a map from noise to draws.
+
+A family is a module with ``forward(noise) -> (x, log_q)``, both differentiable: the
+reparametrisation of Kingma & Welling (2014), as automated by Kucukelbir et al. (2017, ADVI). It
+works in coordinates w with x = centre + frame w, where the posterior is roughly standard, so that
+one learning rate suits every parameter.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from typing import Literal, NamedTuple
+
+import torch
+from pyro.distributions import transforms
+from torch import Tensor, nn
+
+Family = Literal["mean-field", "low-rank", "full-rank", "flow"]
+
+
+class Frame(NamedTuple):
+    """Where the posterior is, roughly: x = centre + frame w."""
+
+    centre: Tensor  # (D,)
+    diagonal: Tensor  # (D,), the frame of the families that keep coordinates apart
+    full: Tensor  # (D, D) lower triangular, the frame of the others
+
+
+class Approximation(nn.Module, ABC):
+    """A distribution over R^D to draw from; ``noise`` has ``width`` columns of standard normals."""
+
+    width: int
+
+    @abstractmethod
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, width) -> draws (P, D) and their log densities (P,)."""
+
+
+class MeanField(Approximation):
+    """Independent normals. Its sds are too small where the posterior is correlated."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+        self.width = len(frame.centre)
+        self.loc = nn.Parameter(torch.zeros_like(frame.centre))
+        self.log_scale = nn.Parameter(torch.zeros_like(frame.centre))
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        w = self.loc + self.log_scale.exp() * noise
+        log_det = self.log_scale.sum() + self.frame.diagonal.log().sum()
+        return self.frame.centre + self.frame.diagonal * w, _standard(noise) - log_det
+
+
+class FullRank(Approximation):
+    """A normal with any covariance: w = loc + L n, L lower triangular."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+        self.width = len(frame.centre)
+        self.loc = nn.Parameter(torch.zeros_like(frame.centre))
+        self.log_scale = nn.Parameter(torch.zeros_like(frame.centre))
+        self.lower = nn.Parameter(frame.centre.new_zeros(self.width, self.width))
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        factor = self.lower.tril(-1) + torch.diag(self.log_scale.exp())
+        w = self.loc + noise @ factor.T
+        log_det = self.log_scale.sum() + self.frame.full.diagonal().log().sum()
+        return self.frame.centre + w @ self.frame.full.T, _standard(noise) - log_det
+
+
+class LowRank(Approximation):
+    """A normal with covariance S (I + W W^T) S, S diagonal and W of rank about sqrt(D)."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+        dim = len(frame.centre)
+        rank = max(1, round(math.sqrt(dim)))
+        self.width = dim + rank
+        self.loc = nn.Parameter(torch.zeros_like(frame.centre))
+        self.log_scale = nn.Parameter(torch.zeros_like(frame.centre))
+        # any small matrix without symmetry: at zero its gradient would vanish
+        angles = torch.arange(dim * rank).to(frame.centre).reshape(dim, rank)
+        self.factor = nn.Parameter(0.01 * angles.cos())
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        dim = len(self.loc)
+        whitened = noise[:, :dim] + noise[:, dim:] @ self.factor.T
+        w = self.loc + self.log_scale.exp() * whitened
+        q = torch.distributions.LowRankMultivariateNormal(
+            torch.zeros_like(self.loc), self.factor, torch.ones_like(self.loc)
+        )
+        log_det = self.log_scale.sum() + self.frame.diagonal.log().sum()
+        return self.frame.centre + self.frame.diagonal * w, q.log_prob(whitened) - log_det
+
+
+class Flow(Approximation):
+    """A normal through two autoregressive rational-quadratic splines (Durkan et al. 2019)."""
+
+    def __init__(self, frame: Frame) -> None:
+        super().__init__()
+        self.frame = frame
+        dim = self.width = len(frame.centre)
+        self.loc = nn.Parameter(torch.zeros_like(frame.centre))
+        self.log_scale = nn.Parameter(torch.zeros_like(frame.centre))
+        flows = [
+            transforms.spline_autoregressive(dim, [max(16, 4 * dim)], count_bins=8, bound=5.0)
+            for _ in range(2)
+        ]
+        self.flows = nn.ModuleList(flows).to(frame.centre)
+
+    def forward(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        y, log_q = noise, _standard(noise)
+        for flow in self.flows:
+            moved = flow(y)
+            log_q = log_q - flow.log_abs_det_jacobian(y, moved)  # type: ignore[operator]
+            y = moved.flip(-1)  # the next flow conditions in the other order
+        w = self.loc + self.log_scale.exp() * y
+        log_det = self.log_scale.sum() + self.frame.full.diagonal().log().sum()
+        return self.frame.centre + w @ self.frame.full.T, log_q - log_det
+
+
+def family(name: Family, frame: Frame) -> Approximation:
+    """The family by name, begun near a standard normal in the coordinates of ``frame``."""
+    families: dict[str, type[Approximation]] = {
+        "mean-field": MeanField,
+        "low-rank": LowRank,
+        "full-rank": FullRank,
+        "flow": Flow,
+    }
+    return families[name](frame)  # type: ignore[call-arg]
+
+
+def _standard(noise: Tensor) -> Tensor:
+    """Log density of standard normal rows."""
+    return -0.5 * (noise.square().sum(-1) + noise.shape[-1] * math.log(2 * math.pi))

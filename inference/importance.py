@@ -1,0 +1,101 @@
+"""Importance sampling with Pareto-smoothed weights."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from inference import psis
+from inference.engine import Engine, Posterior, Problem
+from inference.proposal import Proposal
+from ppl_models.errors import EngineError
+
+_FEW = 400  # effective draws below which four chains of an MCMC would be called too short
+
+
+@dataclass(frozen=True)
+class ImportanceSampling(Engine):
+    """Weight independent draws of a proposal by posterior over proposal, and resample.
+
+    The weights are smoothed (``psis``); k-hat says whether they can be trusted. The log evidence,
+    log p(data), is estimated by the log of the mean raw weight.
+
+    Args:
+        proposals: how many draws of the proposal are weighted.
+        draws: how many are returned, resampled by weight.
+        proposal: a Pyro program over the model's latent sites; by default the prior.
+    """
+
+    proposals: int = 10_000
+    draws: int = 1000
+    proposal: Callable[..., Any] | None = None
+
+    def __post_init__(self) -> None:
+        self.at_least(proposals=1, draws=1)
+        self.program_or_none("proposal")
+
+    @torch.no_grad()
+    def run(self, problem: Problem) -> Posterior:
+        """Draw, weight, smooth, resample."""
+        begin = time.perf_counter()
+        noise = problem.noise(1)
+        proposal = Proposal(problem, self.proposal or _prior(problem))
+        try:
+            x, log_proposal = proposal.draw(noise.fold(0), self.proposals)
+        except NotImplementedError as error:
+            raise EngineError(
+                "ImportanceSampling cannot draw from the prior: it is improper (flat); give "
+                "proposal=, a Pyro program over the latent sites that can be sampled"
+            ) from error
+        target = problem.target("traced", 1)
+        log_density = torch.cat([target.log_density(part) for part in x[0].split(1000)])
+        ratios = (log_density - log_proposal[0]).cpu().numpy()
+        if not np.isfinite(ratios).any():
+            raise EngineError(
+                f"none of the {self.proposals} proposals has a finite posterior density; the "
+                "proposal misses the posterior's support"
+            )
+        smoothed = psis.smooth(ratios)
+        unit = noise.fold(1).uniform(self.draws)[0].cpu().numpy()
+        cumulative = np.exp(smoothed.log_weights).cumsum()
+        chosen = np.searchsorted(cumulative / cumulative[-1], unit).clip(max=self.proposals - 1)
+        kept = x[:, torch.as_tensor(chosen, device=x.device)]
+        seconds = time.perf_counter() - begin
+        evidence = float(np.logaddexp.reduce(np.where(np.isnan(ratios), -np.inf, ratios)))
+        return Posterior(
+            kind="approximation",
+            draws=problem.outputs.values(kept, noise.fold(2)),
+            warnings=_warnings(smoothed, self.proposals),
+            seconds={"sampling": seconds, "total": seconds},
+            attributes={
+                "pareto_k": smoothed.k_hat,
+                "importance_ess": smoothed.ess,
+                "log_evidence": evidence - math.log(self.proposals),
+            },
+            unconstrained=kept,
+        )
+
+
+def _prior(problem: Problem) -> Callable[..., Any]:
+    return problem.program.prior()
+
+
+def _warnings(smoothed: psis.Smoothed, draws: int) -> list[str]:
+    if smoothed.k_hat <= psis.threshold(draws) and smoothed.ess < _FEW:
+        return [
+            f"effective sample size is {smoothed.ess:.0f} of {draws} proposals: means and "
+            "intervals are rough; raise proposals, or give a proposal nearer the posterior"
+        ]
+    if smoothed.k_hat <= psis.threshold(draws):
+        return []
+    return [
+        f"Pareto k-hat is {smoothed.k_hat:.2f}, above {psis.threshold(draws):.2f}: a few draws "
+        f"carry the weight (effective sample size {smoothed.ess:.0f} of {draws}), so these answers "
+        "cannot be trusted; give a proposal with heavier tails nearer the posterior, or use NUTS"
+    ]

@@ -1,0 +1,216 @@
+"""One self-contained HTML file: verdict, tables, ArviZ plots, settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jinja2
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from markupsafe import Markup, escape
+from matplotlib.figure import Figure
+
+from inference import arviz_bridge, ergodic
+from inference.storage import whole
+
+if TYPE_CHECKING:
+    from inference.compare import Comparison
+    from inference.fit import Fit
+
+_PLOTTED = 8  # scalars per plot
+_ROWS = 60  # rows of a table that are shown unfolded
+
+
+class Picture(NamedTuple):
+    """A figure ready for the page."""
+
+    png: str
+    alt: str
+    caption: str
+
+
+def write_report(
+    fits: Mapping[str, Fit],
+    path: str | PathLike[str],
+    *,
+    comparison: Comparison | None = None,
+    figures: Mapping[str, Figure] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write the report of some fits; with a comparison its table and forest plot too.
+
+    Everything is inside the file: no script, no request. The file appears whole.
+    """
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("inference"), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    with mpl.rc_context({"figure.dpi": 90, "savefig.dpi": 90}), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # plotting libraries' own; findings are in the fits
+        page = _page(fits, comparison, figures, title)
+        html = environment.get_template("report.html").render(page)
+    with whole(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return Path(path)
+
+
+def _page(
+    fits: Mapping[str, Fit],
+    comparison: Comparison | None,
+    figures: Mapping[str, Figure] | None,
+    title: str | None,
+) -> dict[str, Any]:
+    from inference.compare import COLUMNS
+
+    findings = [(name, text) for name, fit in fits.items() for text in fit.warnings]
+    pictures = [_picture(figure, caption) for caption, figure in (figures or {}).items()]
+    table = None
+    if comparison is not None:
+        findings += [(name, f"failed: {text}") for name, text in comparison.failures.items()]
+        table = _folded(comparison.table)
+        forest = {name: fit for name, fit in fits.items() if fit.posterior.kind != "point"}
+        if forest:
+            data = {name: fit.to_arviz() for name, fit in forest.items()}
+            variables = _variables(next(iter(forest.values())))
+            if variables:
+                figure = arviz_bridge.plot_forest(data, variables)
+                pictures.append(_picture(figure, "Means and 94 % intervals by engine"))
+    model = type(next(iter(fits.values())).model).__name__ if fits else ""
+    if fits and model == "function":
+        model = getattr(next(iter(fits.values())).model, "__name__", "program")
+    return {
+        "title": title or f"{model}: {', '.join(fits)}",
+        "findings": findings,
+        "table": table,
+        "columns": COLUMNS,
+        "figures": pictures,
+        "fits": [_section(name, fit) for name, fit in fits.items()],
+    }
+
+
+def _section(name: str, fit: Fit) -> dict[str, Any]:
+    summary = fit.summary()
+    data = fit.to_arviz()
+    return {
+        "name": name,
+        "warnings": fit.warnings,
+        "table": _folded(summary.reset_index(names="parameter")),
+        "figures": _plots(name, fit, data),
+        "attributes": {k: v for k, v in arviz_bridge.attributes(data).items() if k != "elbo_trace"},
+    }
+
+
+def _plots(name: str, fit: Fit, data: Any) -> list[Picture]:
+    variables = _variables(fit)
+    pictures = []
+    if fit.posterior.kind == "samples" and variables:
+        for caption, plot in (
+            ("Marginal densities and traces by chain", arviz_bridge.plot_trace),
+            ("Rank plots: level bars mean that the chains agree", arviz_bridge.plot_rank),
+            ("Autocorrelation by lag", arviz_bridge.plot_autocorr),
+        ):
+            pictures.append(_picture(plot(data, variables), f"{name}: {caption}"))
+        caption = "Running means over all chains, with their 95 % bands"
+        pictures.append(_picture(_averages(data, variables), f"{name}: {caption}"))
+        if "energy" in fit.posterior.stats:
+            caption = "Energy: marginal and transition distributions should overlap"
+            pictures.append(_picture(arviz_bridge.plot_energy(data), f"{name}: {caption}"))
+    elif fit.posterior.kind == "approximation" and variables:
+        figure = arviz_bridge.plot_posterior(data, variables)
+        pictures.append(_picture(figure, f"{name}: marginal densities of the approximation"))
+        trace = fit.posterior.attributes.get("elbo_trace")
+        if trace:
+            pictures.append(_picture(_elbo(trace), f"{name}: ELBO, mean of every hundred steps"))
+    return pictures
+
+
+def _variables(fit: Fit) -> list[str]:
+    """Continuous sites and deterministic sites, while they are few enough to plot."""
+    if fit.posterior.kind == "point":
+        return []
+    names = [site.name for site in fit.program.sites] + fit.program.deterministic
+    chosen, count = [], 0
+    for name in names:
+        draws = fit.posterior.draws.get(name)
+        if draws is None:
+            continue
+        size = draws[0, 0].numel()
+        if count + size <= _PLOTTED:
+            chosen.append(name)
+            count += size
+    return chosen
+
+
+def _averages(data: Any, variables: list[str]) -> Figure:
+    """Ergodic averages of every scalar, with central-limit bands."""
+    posterior = arviz_bridge.group(data, "posterior")
+    labels = arviz_bridge.scalars(posterior[variables].isel(chain=0, draw=0, drop=True)).index
+    arrays = [posterior[v].transpose("chain", "draw", ...).values for v in variables]
+    draws = np.concatenate([a.reshape(*a.shape[:2], -1) for a in arrays], axis=2)
+    columns = min(4, len(labels))
+    rows = -(-len(labels) // columns)
+    figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    if draws.shape[1] < ergodic.LEAST:
+        return figure
+    average = ergodic.running_mean(draws)
+    for index, axes in enumerate(grid.flat):
+        if index >= len(labels):
+            axes.set_axis_off()
+            continue
+        axes.plot(average.draws, average.mean[:, index])
+        axes.fill_between(
+            average.draws, average.lower[:, index], average.upper[:, index], alpha=0.25
+        )
+        # the first averages are of a few draws: leave the scale to the rest
+        tail = slice(len(average.draws) // 10, None)
+        axes.set_ylim(average.lower[tail, index].min(), average.upper[tail, index].max())
+        axes.set_title(labels[index], fontsize=9)
+        axes.set_xlabel("draws per chain", fontsize=8)
+    return figure
+
+
+def _elbo(trace: list[float]) -> Figure:
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([100 * (i + 1) for i in range(len(trace))], trace)
+    axes.set_xlabel("step")
+    axes.set_ylabel("ELBO (nats)")
+    return figure
+
+
+def _picture(figure: Figure, caption: str) -> Picture:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", bbox_inches="tight")
+    figure.clear()
+    return Picture(base64.b64encode(buffer.getvalue()).decode("ascii"), caption, caption)
+
+
+def _folded(table: pd.DataFrame) -> str:
+    """The table; where it is long its first rows, and the whole behind a fold."""
+    if len(table) <= _ROWS:
+        return Markup(_html(table))
+    more = f"<details><summary>All {len(table)} rows</summary>{_html(table)}</details>"
+    return Markup(_html(table.head(_ROWS)) + more)
+
+
+def _html(table: pd.DataFrame) -> str:
+    from inference.compare import cell
+
+    def row(values: Any, tag: str) -> str:
+        texts = ("engine", "parameter", "kind")
+        cells = []
+        for column, value in zip(table.columns, values, strict=True):
+            kind = "status" if column == "status" else "text" if column in texts else ""
+            text = str(value) if tag == "th" else cell(str(column), value)
+            cells.append(f'<{tag} class="{kind}">{escape(text)}</{tag}>')
+        return f"<tr>{''.join(cells)}</tr>"
+
+    body = "\n".join(row(values, "td") for values in table.itertuples(index=False, name=None))
+    return f"<table><thead>{row(table.columns, 'th')}</thead>\n<tbody>{body}</tbody></table>"

@@ -1,0 +1,276 @@
+"""Stochastic variational inference: maximise the ELBO by stochastic gradients.
+
+ELBO(q) = E_q[log p(data, x) - log q(x)] (Jordan et al. 1999; Hoffman et al. 2013; Ranganath et al.
+2014), over a family on the unconstrained space, or over a guide that is itself a Pyro program.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from inference import guides, psis
+from inference.engine import Engine, Posterior, Problem, TierChoice
+from inference.laplace import Laplace, frame
+from inference.pyro_guide import PyroGuide
+from ppl_models.base import HasGuide
+from ppl_models.errors import EngineError, ModelError
+
+Guide = Literal["mean-field", "low-rank", "full-rank", "flow", "laplace"]
+NAMED = ("mean-field", "low-rank", "full-rank", "flow", "laplace")
+
+_WINDOW = 100  # steps between looks at the ELBO
+_DECAYS = 2  # how often a plateau lowers the learning rate before it ends the run
+_PATIENCE = 3  # windows without progress that make a plateau
+_ROLLBACKS = 10
+
+
+class Objective(Protocol):
+    """What is maximised: its parameters, one stochastic step, and draws at the end."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+
+    def loss(self, step: int) -> Tensor:
+        """A differentiable unbiased estimate of the negative ELBO."""
+        ...
+
+    def draws(self, count: int) -> tuple[Tensor, Tensor]:
+        """Unconstrained draws (1, count, D) and log p - log q of each (count,)."""
+        ...
+
+
+@dataclass(frozen=True)
+class SVI(Engine):
+    """Stochastic variational inference.
+
+    Args:
+        guide: a family, "mean-field", "low-rank", "full-rank", "flow" or "laplace"; or a Pyro
+            guide: a program with the model's arguments, or a class of ``pyro.infer.autoguide``. A
+            model with its own guide (``HasGuide``) uses it unless another is given. The trained
+            guide is in the posterior.
+        steps: at most so many; the run ends earlier on a plateau of the ELBO.
+        draws: independent draws of the fitted approximation that are returned.
+        particles: draws of q per step.
+        learning_rate: of the first steps; lowered tenfold on each plateau.
+        optimiser: a class from ``torch.optim``, called as ``optimiser(parameters, lr=...)``.
+        batch_size: rows of data per step; their log likelihood is scaled up. None takes all rows.
+        plateau: whether to stop before ``steps`` once the ELBO has settled.
+        tier: how the log density is evaluated.
+    """
+
+    guide: Guide | Callable[..., Any] | None = None
+    steps: int = 10_000
+    draws: int = 1000
+    particles: int = 16
+    learning_rate: float = 0.02
+    optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
+    batch_size: int | None = None
+    plateau: bool = True
+    tier: TierChoice = "auto"
+
+    def __post_init__(self) -> None:
+        self.at_least(steps=1, draws=1, particles=1)
+        self.positive("learning_rate", "batch_size")
+        self.one_of(tier=("auto", "eager", "traced", "compiled"))
+        if self.guide is not None and not callable(self.guide):
+            self.one_of(guide=NAMED)
+        if isinstance(self.optimiser, type) and issubclass(self.optimiser, torch.optim.LBFGS):
+            raise EngineError(
+                "SVI(optimiser=LBFGS): it asks for a closure and exact gradients; give a "
+                "stochastic one such as torch.optim.Adam"
+            )
+        if not callable(self.optimiser):
+            raise EngineError(
+                f"SVI(optimiser={self.optimiser!r}): give a class such as torch.optim.Adam"
+            )
+
+    def trains(self, model: Any) -> bool:
+        return callable(self._guide(model))
+
+    def run(self, problem: Problem) -> Posterior:
+        """Ascend the ELBO; its trace is in ``attributes``."""
+        begin = time.perf_counter()
+        name = self._guide(problem.model)
+        if name == "laplace":
+            fitted: Laplace | Objective = Laplace(problem, self.tier)
+            elbos, steps, settled, found = [], 0, True, []
+        else:
+            fitted = objective = self._objective(problem, name)
+            elbos, steps, settled, found = self._ascend(objective, problem)
+            if isinstance(problem.model, nn.Module):
+                setattr(problem.model, "trained", True)  # noqa: B010  # a module of any class
+        with torch.no_grad():
+            x, ratios = fitted.draws(self.draws)
+            draws = problem.outputs.values(x, problem.noise(1).fold(9))
+        noisy = problem.program.subsampled or problem.program.random
+        smoothed = None if noisy else psis.smooth(ratios.cpu().numpy())
+        if not settled:
+            found.append(
+                f"steps: stopped after {self.steps} steps before the ELBO settled; raise steps or "
+                "learning_rate"
+            )
+        found += _bias(smoothed, self.draws, name) if smoothed else []
+        seconds = time.perf_counter() - begin
+        return Posterior(
+            kind="approximation",
+            draws=draws,
+            warnings=found,
+            seconds={"sampling": seconds, "total": seconds},
+            attributes={
+                "elbo": float(ratios.mean()),
+                "steps": steps,
+                **({"pareto_k": smoothed.k_hat} if smoothed else {}),
+                **({"elbo_trace": elbos} if elbos else {}),
+            },
+            unconstrained=x,
+            guide=fitted.guide if isinstance(fitted, PyroGuide) else None,
+        )
+
+    # -- internals -------------------------------------------------------------------------------
+
+    def _guide(self, model: Any) -> Any:
+        if self.guide is None:
+            return model.guide if isinstance(model, HasGuide) else "mean-field"
+        return self.guide
+
+    def _objective(self, problem: Problem, name: Any) -> Objective:
+        if callable(name):
+            return PyroGuide(problem, name, self.particles, self.batch_size)
+        return Flat(problem, name, self)
+
+    def _ascend(
+        self, objective: Objective, problem: Problem
+    ) -> tuple[list[float], int, bool, list[str]]:
+        parameters = objective.parameters()
+        rate, decays, stale, rollbacks = self.learning_rate, 0, 0, 0
+        optimiser = self.optimiser(parameters, lr=rate)
+        saved = _snapshot(parameters, optimiser)
+        elbos: list[float] = []
+        window: list[Tensor] = []
+        best = -np.inf
+        for step in range(self.steps):
+            loss = objective.loss(step)
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            optimiser.step()
+            window.append(loss.detach())
+            if len(window) < _WINDOW and step + 1 < self.steps:
+                continue
+            values = -torch.stack(window).cpu().numpy()
+            window = []
+            weights_fine = all(bool(torch.isfinite(p).all()) for p in parameters)
+            if not (np.isfinite(values).all() and weights_fine):
+                rollbacks += 1
+                if rollbacks > _ROLLBACKS:
+                    raise ModelError(
+                        "the ELBO is not finite however small the steps; look for a site whose "
+                        "log density is NaN near its prior's bulk, or lower learning_rate"
+                    )
+                _restore(parameters, optimiser, saved)
+                rate /= 2
+                _set_rate(optimiser, rate)
+                continue
+            saved = _snapshot(parameters, optimiser)
+            elbos.append(float(values.mean()))
+            problem.report((step + 1) / self.steps, f"ELBO {elbos[-1]:.6g}")
+            error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+            stale = 0 if elbos[-1] > best + error else stale + 1
+            best = max(best, elbos[-1])
+            if self.plateau and stale >= _PATIENCE:
+                if decays == _DECAYS:
+                    return elbos, step + 1, True, _rolled(rollbacks)
+                decays, stale, rate, best = decays + 1, 0, rate / 10, -np.inf
+                _set_rate(optimiser, rate)
+        return elbos, self.steps, not self.plateau, _rolled(rollbacks)
+
+
+class Flat:
+    """The ELBO of a family on the target's flat space, entropy by Monte Carlo or in closed form."""
+
+    def __init__(self, problem: Problem, name: guides.Family, engine: SVI) -> None:
+        self.noise = problem.noise(1)
+        self.particles = engine.particles
+        self.batch = engine.batch_size
+        if self.batch is None:
+            stepped = problem.target(engine.tier, engine.steps)
+            self.target = stepped.uncompiled()  # of other numbers of points, each met once or twice
+            self.evaluate = stepped.log_density_and_grad
+        else:
+            self.target = problem.target("traced", 0)
+            self.minibatch = problem.program.minibatch(self.batch)
+            self.subsampled = problem.subsampled(self.minibatch, self.particles)
+        start = frame(self.target, problem.noise(4).fold(0))
+        with torch.random.fork_rng():
+            torch.manual_seed(problem.seed % 2**63)
+            self.family = guides.family(name, start)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.family.parameters())
+
+    def loss(self, step: int) -> Tensor:
+        noise = self.noise.fold(1, step)
+        x, log_q = self.family(noise.normal(self.particles, self.family.width)[0])
+        value, gradient = self._density(x.detach(), step)
+        # a surrogate: its value is log p at x, its gradient that of log p through x
+        log_p = value + (gradient * (x - x.detach())).sum(-1)
+        return (log_q - log_p).mean()
+
+    def draws(self, count: int) -> tuple[Tensor, Tensor]:
+        x, log_q = self.family(self.noise.fold(2).normal(count, self.family.width)[0])
+        log_p = torch.cat([self.target.log_density(part) for part in x.split(256)])
+        return x[None], log_p - log_q
+
+    def _density(self, x: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        if self.batch is None:
+            with torch.no_grad():
+                return self.evaluate(x)
+        unit = self.noise.fold(3, step).uniform(self.minibatch.size)[0]
+        rows = unit.argsort()[: self.batch]
+        with torch.no_grad():
+            return self.subsampled(x, rows)
+
+
+def _bias(smoothed: psis.Smoothed, draws: int, guide: Any) -> list[str]:
+    limit = psis.threshold(draws)
+    if smoothed.k_hat <= limit:
+        return []
+    hint = {
+        "mean-field": "it ignores correlations, so its sds are likely too small: try "
+        "guide='full-rank', or NUTS",
+        "laplace": "the posterior is not normal around its mode: try guide='flow', or NUTS",
+    }.get(guide if isinstance(guide, str) else "", "try a richer guide, or NUTS")
+    return [
+        f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}: the approximation is far from "
+        f"the posterior; {hint}"
+    ]
+
+
+def _rolled(count: int) -> list[str]:
+    if not count:
+        return []
+    return [f"the ELBO was not finite {count} times: steps were undone and the rate halved"]
+
+
+def _snapshot(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> Any:
+    values = [p.detach().clone() for p in parameters]
+    return values, copy.deepcopy(optimiser.state_dict())
+
+
+def _restore(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, saved: Any) -> None:
+    values, state = saved
+    with torch.no_grad():
+        for parameter, value in zip(parameters, values, strict=True):
+            parameter.copy_(value)
+    optimiser.load_state_dict(copy.deepcopy(state))
+
+
+def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimiser.param_groups:
+        group["lr"] = rate

@@ -1,0 +1,166 @@
+"""All that a sampler sees of a model: an unnormalised log density on R^D, batched over chains."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor
+
+from inference import graph
+from inference.graph import Tier, ValueAndGrad, logger
+from inference.program import Site
+from ppl_models.errors import ModelError
+from ppl_models.noise import Noise
+
+_STARTS = 100
+
+
+@final
+class Target:
+    """An unnormalised log density on R^D.
+
+    Args:
+        function: the log density of one point, (D,) -> (), made of torch operations.
+        dim: D.
+        dtype, device: of the points.
+        tier: how to evaluate; ``"auto"`` compiles where ``calls`` evaluations would repay it.
+        calls: the number of batched evaluations ahead, a hint for ``tier="auto"``.
+        describe: names the cause where no starting point has a finite density.
+        sites: the sites whose values a point holds, in order; empty for a plain density.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor], Tensor],
+        dim: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        tier: Tier | Literal["auto"] = "auto",
+        calls: int = 0,
+        describe: Callable[[Tensor], str] | None = None,
+        sites: tuple[Site, ...] = (),
+    ) -> None:
+        self.function = function
+        self.dim = dim
+        self.dtype = dtype
+        self.device = torch.device(device)
+        self.tier = tier
+        self.calls = calls
+        self.sites = sites
+        self._describe = describe
+        self._evaluators: dict[int, ValueAndGrad] = {}
+        self._densities: dict[int, Callable[[Tensor], Tensor]] = {}
+        self._graph: Any = None
+        self._seldom = False
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """(C, D) -> (C,)."""
+        evaluate = self.evaluator(x)
+        alone = self._densities.get(len(x))
+        return evaluate(x)[0] if alone is None else alone(x)
+
+    def log_density_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(C, D) -> (C,), (C, D)."""
+        return self.evaluator(x)(x)
+
+    def evaluator(self, x: Tensor) -> ValueAndGrad:
+        """The function behind ``log_density_and_grad`` for as many chains as ``x`` has."""
+        chains = len(x)
+        if chains not in self._evaluators:
+            self._evaluators[chains] = self._build(x)
+        return self._evaluators[chains]
+
+    def uncompiled(self) -> Target:
+        """The same density, for numbers of points met too seldom to trace or compile for each.
+
+        The graph of one point is replayed by ``vmap`` at every call.
+        """
+        other = copy.copy(self)
+        other._seldom = True
+        other._evaluators, other._densities = {}, {}
+        other._graph = None if self.tier == "eager" or self.dim == 0 else self._single()
+        return other
+
+    def start(self, noise: Noise) -> Tensor:
+        """Starting points uniform on (-2, 2)^D with a finite density and gradient: (C, D).
+
+        Raises ``ModelError`` after 100 attempts, naming what is not finite.
+        """
+        x = 4 * noise.fold(0).uniform(self.dim) - 2
+        bad = x[0]
+        for attempt in range(1, _STARTS + 1):
+            value, gradient = self.log_density_and_grad(x)
+            good = torch.isfinite(value) & torch.isfinite(gradient).all(-1)
+            if bool(good.all()):
+                return x
+            bad = x[~good][0]
+            x = torch.where(good[:, None], x, 4 * noise.fold(attempt).uniform(self.dim) - 2)
+        cause = self._describe(bad) if self._describe else "the log density is not finite"
+        raise ModelError(
+            f"no starting point in {_STARTS} attempts: {cause}; check the data's scale and the "
+            "priors' supports at this site"
+        )
+
+    # -- tiers -----------------------------------------------------------------------------------
+
+    def _single(self) -> Callable[[Tensor], Tensor]:
+        """The traced function of one point; the function itself where it cannot be traced."""
+        if self._graph is None:
+            example = torch.linspace(-0.7, 0.9, self.dim, dtype=self.dtype, device=self.device)
+            try:
+                self._graph = graph.trace(self.function, example)
+            except Exception as error:
+                reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+                logger.warning(
+                    "The program cannot be traced (%s); it runs eagerly, which is slower.", reason
+                )
+                self._graph = self.function
+        return self._graph
+
+    def _build(self, x: Tensor) -> ValueAndGrad:
+        if self.tier == "eager" or self.dim == 0:
+            return graph.eager(self.function)
+        single = self._single()
+        if single is self.function:
+            return graph.eager(self.function)
+        if self._seldom:
+            mapped = graph.eager(single)
+            if graph.agrees(mapped, self.function, x):
+                return mapped
+        try:
+            traced = graph.batched(single, x)
+        except RuntimeError as error:
+            logger.warning("Chains cannot be batched (%s); they run in turn.", _line(error))
+            return lambda points: graph.loop(single, points)
+        replay: ValueAndGrad = traced.forward  # type: ignore[assignment]
+        if not graph.agrees(replay, self.function, x):
+            logger.warning("The traced program disagrees with the program; it runs eagerly.")
+            return graph.eager(self.function)
+        if self.tier == "traced" or (
+            self.tier == "auto" and not graph.worth_compiling(traced, self.calls)
+        ):
+            self._densities[len(x)] = graph.value_only(traced)
+            return replay
+        if not graph.has_compiler():
+            logger.warning(
+                "No C++ compiler was found; the traced program is used, which is slower."
+            )
+            return replay
+        try:
+            fast = graph.compiled(graph.batched(single, x, decompose=True), x)
+        except Exception as error:
+            logger.warning("The compiler failed (%s); the traced program is used.", _line(error))
+            return replay
+        if not graph.agrees(fast, self.function, x):
+            logger.warning("The compiled program disagrees with the program; it is not used.")
+            return replay
+        return fast
+
+
+def _line(error: BaseException) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

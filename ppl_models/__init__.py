@@ -1,0 +1,30 @@
+"""Models: Pyro programs with the closed forms they have to offer.
+
+Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``HasEM``,
+``HasConditionals`` and ``HasGuide`` are the capabilities that engines ask for.
+"""
+
+from ppl_models.base import HasConditionals, HasEM, HasGuide, Model
+from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
+from ppl_models.logistic import LogisticRegression
+from ppl_models.noise import Noise
+from ppl_models.oring import ORing
+from ppl_models.priors import CoefficientPrior, FlatPrior, NormalPrior, RobertCasella
+
+__all__ = [
+    "CoefficientPrior",
+    "DataError",
+    "EngineError",
+    "FlatPrior",
+    "HasConditionals",
+    "HasEM",
+    "HasGuide",
+    "LogisticRegression",
+    "Model",
+    "ModelError",
+    "Noise",
+    "NormalPrior",
+    "ORing",
+    "RobertCasella",
+    "SuiteError",
+]

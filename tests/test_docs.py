@@ -1,0 +1,27 @@
+"""The Python in the README and the docs runs, in order, as a reader would run it."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
+@pytest.mark.parametrize("page", ["README.md", "docs/extending.md"])
+def test_code_on_the_page_runs(page, capsys):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    assert blocks
+    names: dict = {}
+    for block in blocks:
+        exec(compile(block, page, "exec"), names)
+    assert capsys.readouterr().out
+
+
+def test_relative_links_lead_somewhere():
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", page.read_text()):
+            path = next(part for part in link if part)
+            if not path.startswith("http"):
+                assert (page.parent / path).exists(), f"{page.name} links to {path}"

@@ -1,0 +1,154 @@
+"""Asymptotic variances and their bands, on chains whose answers are known exactly."""
+
+import numpy as np
+import pytest
+from scipy.signal import lfilter
+
+from inference import ergodic, mixing
+from ppl_models import EngineError
+
+METHODS = ["monotone", "positive", "batch", "overlapping", "spectral"]
+
+
+def autoregressive(rho, chains, draws, seed):
+    """x_t = rho x_{t-1} + noise, stationary with unit variance: sigma^2 = (1 + rho)/(1 - rho)."""
+    noise = np.random.default_rng(seed).normal(size=(chains, draws)) * np.sqrt(1 - rho**2)
+    noise[:, 0] /= np.sqrt(1 - rho**2)
+    return lfilter([1], [1, -rho], noise, axis=1)
+
+
+def finite(transition, chains, draws, seed):
+    """A stationary finite chain: states (chain, draw)."""
+    rng = np.random.default_rng(seed)
+    transition = np.asarray(transition)
+    stationary = np.linalg.matrix_power(transition, 4096)[0]
+    cumulative = transition.cumsum(1)
+    state = rng.choice(len(transition), p=stationary / stationary.sum(), size=chains)
+    states = np.empty((chains, draws), dtype=int)
+    for t, unit in enumerate(rng.uniform(size=(draws, chains))):
+        state = (unit[:, None] >= cumulative[state]).sum(1).clip(max=len(transition) - 1)
+        states[:, t] = state
+    return states
+
+
+def metropolis(random_walk):
+    """Metropolis on 0..9 for pi(x) proportional to 2^-x, proposals to neighbours or uniform."""
+    weights = 2.0 ** -np.arange(10)
+    matrix = np.zeros((10, 10))
+    for i in range(10):
+        neighbours = [i - 1, i + 1] if random_walk else range(10)
+        for j in neighbours:
+            if 0 <= j < 10 and j != i:
+                matrix[i, j] = min(1, weights[j] / weights[i]) / (2 if random_walk else 10)
+        matrix[i, i] = 1 - matrix[i].sum()
+    return matrix
+
+
+def exact(matrix):
+    """sigma^2 of the state by the fundamental matrix (Kemeny & Snell 1960)."""
+    size = len(matrix)
+    stationary = np.linalg.matrix_power(matrix, 4096)[0]
+    f = np.arange(size) - stationary @ np.arange(size)
+    fundamental = np.linalg.inv(np.eye(size) - matrix + np.outer(np.ones(size), stationary))
+    return 2 * stationary @ (f * (fundamental @ f)) - stationary @ f**2
+
+
+def test_exact_variances_are_the_published_ones():
+    two_state = np.array([[0.8, 0.2], [0.1, 0.9]])
+    assert exact(two_state) == pytest.approx(1.2592592592592593)
+    assert exact(metropolis(True)) == pytest.approx(38.2547625146806)
+    assert exact(metropolis(False)) == pytest.approx(13.066362373624962)
+
+
+CHAINS = {
+    "two states": (lambda s: finite([[0.8, 0.2], [0.1, 0.9]], 20, 20_000, s), 1.2592592592592593),
+    "random walk": (lambda s: finite(metropolis(True), 20, 20_000, s), 38.2547625146806),
+    "independence": (lambda s: finite(metropolis(False), 20, 20_000, s), 13.066362373624962),
+    "AR(1) 0.5": (lambda s: autoregressive(0.5, 20, 20_000, s), 3.0),
+    "AR(1) 0.9": (lambda s: autoregressive(0.9, 20, 20_000, s), 19.0),
+    "AR(1) -0.5": (lambda s: autoregressive(-0.5, 20, 20_000, s), 1 / 3),
+}
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_geyers_estimates_are_within_ten_per_cent(name):
+    make, sigma2 = CHAINS[name]
+    x = make(1)
+    for method in ("monotone", "positive"):
+        assert ergodic.asymptotic_variance(x, method) == pytest.approx(sigma2, rel=0.1)
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_batch_estimates_are_within_their_known_bias(name):
+    # of relative order tau / sqrt(N), downwards, for a window of sqrt(N)
+    make, sigma2 = CHAINS[name]
+    x = make(2)
+    bias = ergodic.autocorrelation_time(x) / np.sqrt(x.shape[1])
+    for method in ("batch", "overlapping", "spectral"):
+        ratio = ergodic.asymptotic_variance(x, method) / sigma2
+        assert 0.9 - bias < ratio < 1.1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_scalars_are_estimated_each_for_itself(method):
+    x = np.stack([autoregressive(0.3, 2, 400, s) for s in range(6)], -1).reshape(2, 400, 2, 3)
+    together = ergodic.asymptotic_variance(x, method)
+    alone = [ergodic.asymptotic_variance(x[:, :, i, j], method) for i in range(2) for j in range(3)]
+    np.testing.assert_allclose(together.ravel(), alone)
+
+
+def test_bands_cover_the_mean_as_often_as_they_say():
+    # 1,000 chains: the standard error of a coverage of 95 % is 0.7 points
+    hits = []
+    for seed in range(1000):
+        band = ergodic.running_mean(autoregressive(0.9, 1, 8000, seed), points=3)
+        hits.append(band.lower[-1] < 0 < band.upper[-1])
+    assert 0.93 <= np.mean(hits) <= 0.97
+
+
+def test_bands_that_ignore_correlation_are_found_out():
+    hits = []
+    for seed in range(200):
+        x = autoregressive(0.9, 1, 8000, seed)
+        hits.append(abs(x.mean()) < 1.96 * x.std() / np.sqrt(x.size))
+    assert np.mean(hits) < 0.8
+
+
+def test_running_mean_ends_at_the_mean_of_all_draws():
+    x = autoregressive(0.5, 3, 1000, 0)
+    band = ergodic.running_mean(x, points=10)
+    assert band.draws[-1] == 1000
+    assert band.mean[-1] == pytest.approx(x.mean())
+    assert (band.lower < band.mean).all()
+
+
+def test_unknown_method_and_short_chains_are_refused():
+    with pytest.raises(EngineError, match="choose one of monotone"):
+        ergodic.asymptotic_variance(np.zeros((1, 20)), "geyer")  # type: ignore[arg-type]
+    with pytest.raises(EngineError, match="at least 10"):
+        ergodic.asymptotic_variance(np.zeros((1, 5)))
+
+
+def test_mixing_figures_equal_arviz():
+    import arviz as az
+
+    rng = np.random.default_rng(0)
+    tail = {"prob": (0.05, 0.95)} if int(az.__version__.split(".")[0]) else {}
+    for chains, draws in [(4, 500), (4, 501), (2, 7), (3, 20)]:
+        for rho in (-0.9, 0.0, 0.5, 0.95, 0.999):
+            x = np.stack([autoregressive(rho, chains, draws, s) for s in range(4)], -1)
+            x[..., 2] = rng.standard_cauchy(size=x.shape[:2])
+            x[..., 3] = np.round(2 * x[..., 3])  # ties
+            data = az.convert_to_dataset({"x": x})
+            pairs = {
+                "r_hat": (mixing.r_hat(x), az.rhat(data)),
+                "bulk": (mixing.ess_bulk(x), az.ess(data, method="bulk")),
+                "tail": (mixing.ess_tail(x), az.ess(data, method="tail", **tail)),
+                "mean": (mixing.ess_mean(x), az.ess(data, method="mean")),
+                "mcse": (mixing.mcse_mean(x), az.mcse(data, method="mean")),
+            }
+            for name, (ours, theirs) in pairs.items():
+                expected = theirs.x.values
+                known = np.isfinite(ours) & np.isfinite(expected)
+                assert known[:3].all()
+                np.testing.assert_allclose(ours[known], expected[known], rtol=1e-8, err_msg=name)
