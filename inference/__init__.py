@@ -1,5 +1,6 @@
 """Interchangeable inference engines for Pyro programs, and what to make of their answers."""
 
+from inference.cavi import CAVI
 from inference.compare import Comparison, compare
 from inference.em import EM
 from inference.engine import Engine, Posterior
@@ -15,6 +16,7 @@ from inference.target import Target
 
 __version__ = "0.1.0"
 __all__ = [
+    "CAVI",
     "EM",
     "HMC",
     "MH",

@@ -13,7 +13,7 @@ from inference.engine import Engine, Posterior, Problem
 from ppl_models.base import HasEM, Model, Objective, Params
 from ppl_models.errors import ModelError
 
-_LOOK = 50  # steps between looks at convergence
+_LOOK = 64  # steps between looks at the objective; more often at the start
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class EM(Engine):
             before = params
             params = model.m_step(problem.data, model.e_step(problem.data, params), self.objective)
             lengths = [*lengths[-1:], _relative(params, before)]
-            if step % _LOOK == 0 or step < _LOOK:
+            if step % _LOOK == 0 or step.bit_count() == 1:  # 1, 2, 4, 8, ...
                 values.append(density(params))
                 problem.report(step / self.max_steps, f"{float(values[-1].max()):.6g}")
             if len(lengths) == 2:

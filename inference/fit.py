@@ -253,6 +253,7 @@ def fit(
         parameters = trained()
         if isinstance(model, Model):
             posterior = _canonical(model, posterior, problem)
+            posterior.warnings.extend(_of_model(model, posterior, placed))
     posterior.seconds["total"] = time.perf_counter() - begin
     posterior.warnings.extend(_findings(posterior, program))
     result = Fit(model, placed, engine, posterior, int(seed), where, kind, program, parameters)
@@ -303,6 +304,14 @@ def _canonical(model: Model, posterior: Posterior, problem: Problem) -> Posterio
         if all(site.name in draws for site in program.discrete):
             draws |= outputs.deterministics(draws)
         return replace(posterior, draws=draws, unconstrained=outputs.unconstrain(draws))
+
+
+def _of_model(model: Model, posterior: Posterior, data: Data) -> list[str]:
+    draws = dict(posterior.draws)
+    if posterior.kind == "point":
+        draws = {name: value[None, None] for name, value in draws.items()}
+    with torch.no_grad():
+        return model.findings(data, draws)
 
 
 def _findings(posterior: Posterior, program: Program) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from inference.engine import Engine, Posterior, Problem
 from ppl_models.base import HasConditionals, Model, Params
+from ppl_models.noise import Noise
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,9 @@ class Gibbs(Engine):
         outputs = problem.outputs
         model: Any = problem.model
         blocks = list(model.conditionals(problem.data).values())
-        state: Params = outputs.constrain(target.start(noise.fold(0)))
+        initial: Params | None = model.initial(problem.data, self.chains, noise.fold(3))
+        state = outputs.constrain(target.start(noise.fold(0))) if initial is None else initial
+        sites = [site.name for site in problem.program.sites]
         kept: list[Params] = []
         interrupted, start, adapted = False, time.perf_counter(), time.perf_counter()
         total = self.warmup + self.draws
@@ -55,7 +58,7 @@ class Gibbs(Engine):
                     for position, block in enumerate(blocks):
                         state = block(state, noise.fold(1, draw, sweep, position))
                 if draw >= self.warmup:
-                    kept.append(state)
+                    kept.append(self._recorded(problem, sites, state, noise.fold(4, draw)))
                 if draw % 16 == 0:
                     problem.report(draw / total, "sampling" if kept else "warm-up")
         except KeyboardInterrupt:
@@ -64,13 +67,14 @@ class Gibbs(Engine):
             interrupted = True
         sampled = time.perf_counter()
         values = {name: torch.stack([k[name] for k in kept], 1) for name in kept[0]}
+        statistics = {name: values[name] for name in values if name not in sites}
         x = outputs.unconstrain(values)
         draws = outputs.values(x, noise.fold(2))
         text = f"interrupted: kept the {len(kept)} draws per chain that were finished"
         return Posterior(
             kind="samples",
             draws=draws,
-            stats={"lp": _log_density(target, x)},
+            stats={"lp": _log_density(target, x), **statistics},
             warnings=[text] if interrupted else [],
             seconds={
                 "start": start - begin,
@@ -80,6 +84,13 @@ class Gibbs(Engine):
             },
             unconstrained=x,
         )
+
+    @staticmethod
+    def _recorded(problem: Problem, sites: list[str], state: Params, noise: Noise) -> Params:
+        """The program's sites of a state, and what else it has one number per chain of."""
+        model: Any = problem.model
+        values = model.complete(problem.data, state, noise)
+        return {k: v for k, v in values.items() if k in sites or v.dim() == 1}
 
 
 def _log_density(target: Any, x: Tensor) -> Tensor:

@@ -50,6 +50,17 @@ def threshold(draws: int) -> float:
     return min(1 - 1 / np.log10(max(draws, 11)), 0.7)
 
 
+def far(smoothed: Smoothed, draws: int, hint: str) -> list[str]:
+    """The finding that an approximation is far from the posterior, if it is."""
+    limit = threshold(draws)
+    if smoothed.k_hat <= limit:
+        return []
+    return [
+        f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}: the approximation is far from "
+        f"the posterior; {hint}"
+    ]
+
+
 def _fit_pareto(x: np.ndarray) -> tuple[float, float]:
     """Shape and scale of a generalised Pareto by Zhang & Stephens (2009), x ascending.
 

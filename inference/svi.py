@@ -116,7 +116,7 @@ class SVI(Engine):
                 f"steps: stopped after {self.steps} steps before the ELBO settled; raise steps or "
                 "learning_rate"
             )
-        found += _bias(smoothed, self.draws, name) if smoothed else []
+        found += psis.far(smoothed, self.draws, _hint(name)) if smoothed else []
         seconds = time.perf_counter() - begin
         return Posterior(
             kind="approximation",
@@ -237,19 +237,12 @@ class Flat:
             return self.subsampled(x, rows)
 
 
-def _bias(smoothed: psis.Smoothed, draws: int, guide: Any) -> list[str]:
-    limit = psis.threshold(draws)
-    if smoothed.k_hat <= limit:
-        return []
-    hint = {
+def _hint(guide: Any) -> str:
+    return {
         "mean-field": "it ignores correlations, so its sds are likely too small: try "
         "guide='full-rank', or NUTS",
         "laplace": "the posterior is not normal around its mode: try guide='flow', or NUTS",
     }.get(guide if isinstance(guide, str) else "", "try a richer guide, or NUTS")
-    return [
-        f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}: the approximation is far from "
-        f"the posterior; {hint}"
-    ]
 
 
 def _rolled(count: int) -> list[str]:

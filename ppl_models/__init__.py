@@ -1,10 +1,10 @@
 """Models: Pyro programs with the closed forms they have to offer.
 
 Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``HasEM``,
-``HasConditionals`` and ``HasGuide`` are the capabilities that engines ask for.
+``HasMeanField``, ``HasConditionals`` and ``HasGuide`` are the capabilities that engines ask for.
 """
 
-from ppl_models.base import HasConditionals, HasEM, HasGuide, Model
+from ppl_models.base import HasConditionals, HasEM, HasGuide, HasMeanField, Model
 from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
 from ppl_models.logistic import LogisticRegression
 from ppl_models.noise import Noise
@@ -19,6 +19,7 @@ __all__ = [
     "HasConditionals",
     "HasEM",
     "HasGuide",
+    "HasMeanField",
     "LogisticRegression",
     "Model",
     "ModelError",

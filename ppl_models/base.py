@@ -1,7 +1,8 @@
 """What a model is: a Pyro program, plus the capabilities it may offer beyond its program.
 
 A model is an ordinary Pyro program in ``forward``, with data as keyword arguments. Engines ask for
-a capability by its class (``HasEM``, ``HasConditionals``, ``HasGuide``), never by ``hasattr``.
+a capability by its class (``HasEM``, ``HasMeanField``, ``HasConditionals``, ``HasGuide``), never by
+``hasattr``.
 """
 
 from __future__ import annotations
@@ -52,6 +53,20 @@ class Model(nn.Module, ABC):
         """Names for the event dimensions: ``{site: {dimension: labels}}``, in order."""
         return {}
 
+    def invariants(self, data: Data, draws: Params) -> Params:
+        """Functions of the draws that no symmetry of the model changes, for convergence checks.
+
+        Labels may switch between chains that agree on these: {name: (chain, draw, *shape)}.
+        """
+        return {}
+
+    def findings(self, data: Data, draws: Params) -> list[str]:
+        """What the model knows against an answer, in words: the cause and the remedy.
+
+        ``draws`` are (chain, draw, *event), those of a point (1, 1, *event).
+        """
+        return []
+
 
 class HasEM(Model):
     """Closed-form E and M steps; restarts are a batch dimension in front."""
@@ -74,7 +89,60 @@ class HasConditionals(Model):
 
     @abstractmethod
     def conditionals(self, data: Data) -> Mapping[str, Callable[[Params, Noise], Params]]:
-        """The blocks of one sweep, in order: each takes all values and returns the updated ones."""
+        """The blocks of one sweep, in order: each takes all values and returns the updated ones.
+
+        The values may hold more than the program's sites, such as latent variables that the program
+        sums out; those of shape (chains,) are recorded as statistics of the draws.
+        """
+
+    def initial(self, data: Data, chains: int, noise: Noise) -> Params | None:
+        """Where the chains begin, (chains, *event); None for points of finite density at random."""
+        return None
+
+    def complete(self, data: Data, params: Params, noise: Noise) -> Params:
+        """The values with sites drawn that the blocks integrate out (a collapsed sampler).
+
+        Called only where a draw is kept.
+        """
+        return params
+
+
+class HasMeanField(Model):
+    """Coordinate-ascent mean field in closed form, for conditionally conjugate programs.
+
+    The approximation is q(globals) q(locals): ``factors`` holds the natural parameters of the
+    global factors, restarts in front; the optimal local factors follow from them and the data.
+    """
+
+    @abstractmethod
+    def rows(self, data: Data) -> int:
+        """How many rows the data have, each with its own local factor."""
+
+    @abstractmethod
+    def initial_factors(self, data: Data, restarts: int, noise: Noise) -> Params:
+        """Natural parameters to start from, each of shape (restarts, *shape)."""
+
+    @abstractmethod
+    def coordinate_step(
+        self, data: Data, factors: Params, rows: Tensor | None
+    ) -> tuple[Params, Tensor]:
+        """One round of coordinate ascent: (new factors, ELBO (restarts,)).
+
+        The local factors of ``rows`` (all rows if None) are optimised given ``factors``; then the
+        global factors given these, each row standing for as many as the sample leaves out. The
+        ELBO, estimated likewise, is that of the old global and the new local factors.
+        """
+
+    @abstractmethod
+    def factor_draws(self, data: Data, factors: Params, noise: Noise, draws: int) -> Params:
+        """Draws of the continuous sites from the factors of each restart: (restarts, draws, ...).
+
+        There is a stream of ``noise`` for each restart.
+        """
+
+    @abstractmethod
+    def factor_log_density(self, data: Data, factors: Params, draws: Params) -> Tensor:
+        """Log density of q at constrained values of the continuous sites: (restarts, draws)."""
 
 
 class HasGuide(Model):

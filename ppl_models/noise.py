@@ -130,6 +130,39 @@ class Noise(NamedTuple):
         """Exponential with rate 1: (C, *shape)."""
         return -self.uniform(*shape).log()
 
+    def gamma(self, concentration: Tensor) -> Tensor:
+        """Gamma with rate 1, by Marsaglia & Tsang (2000): (C, ...) of each concentration (C, ...).
+
+        Rejected proposals are drawn again, all at once. Below 1, gamma(a) is gamma(a + 1) u^(1/a).
+        """
+        shape = concentration.shape[1:]
+        raised = torch.where(concentration < 1, concentration + 1, concentration)
+        d = raised - 1 / 3
+        c = (9 * d).rsqrt()
+        result = torch.full_like(concentration, torch.nan)
+        waiting = torch.ones_like(concentration, dtype=torch.bool)
+        attempt = 0
+        while bool(waiting.any()):
+            stream = self.fold(attempt)
+            x = stream.fold(0).normal(*shape)
+            v = (1 + c * x) ** 3
+            bound = x * x / 2 + d - d * v + d * v.clamp(min=torch.finfo(self.dtype).tiny).log()
+            good = waiting & (v > 0) & (stream.fold(1).uniform(*shape).log() < bound)
+            result = torch.where(good, d * v, result)
+            waiting = waiting & ~good & ~torch.isnan(concentration)
+            attempt += 1
+        boost = (self.fold(-1).uniform(*shape).log() / concentration).exp()
+        return torch.where(concentration < 1, result * boost, result)
+
+    def dirichlet(self, concentration: Tensor) -> Tensor:
+        """Dirichlet over the last dimension: (C, ..., K)."""
+        # on the log scale, where small concentrations would underflow to 0 / 0
+        small = concentration < 1
+        gamma = self.fold(0).gamma(torch.where(small, concentration + 1, concentration))
+        unit = self.fold(1).uniform(*concentration.shape[1:])
+        logs = gamma.log() + torch.where(small, unit.log() / concentration, 0.0)
+        return torch.softmax(logs, -1)
+
     def integers(self) -> list[int]:
         """One 63-bit integer per chain, to seed a generator of another library."""
         words = self.words(2)

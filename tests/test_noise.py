@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from ppl_models import Noise
 from ppl_models.noise import _generate, philox
@@ -113,3 +114,27 @@ def test_neighbours_in_a_stream_are_uncorrelated():
                 power_of = centred**power - (centred**power).mean()
                 products = power_of[lag:] * power_of[:-lag]
                 assert abs(products.mean() / (products.std() / len(products) ** 0.5)) < 4.5
+
+
+@pytest.mark.parametrize("concentration", [0.02, 0.5, 1.0, 3.7, 400.0])
+def test_gamma_has_its_distribution(concentration):
+    alpha = torch.full((1, 100_000), concentration, dtype=torch.float64)
+    draws = Noise.seeded(7, 1).gamma(alpha)[0].numpy()
+    assert stats.kstest(draws, stats.gamma(concentration).cdf).pvalue > 1e-4
+
+
+def test_gamma_of_a_chain_does_not_depend_on_its_neighbours():
+    alpha = torch.linspace(0.1, 9.0, 50, dtype=torch.float64)
+    several = Noise.seeded(8, 3).gamma(alpha.expand(3, 50))
+    assert torch.equal(Noise.seeded(8, 1).gamma(alpha[None])[0], several[0])
+
+
+def test_dirichlet_has_its_marginals():
+    alpha = torch.tensor([0.01, 0.3, 2.0, 5.0], dtype=torch.float64)
+    draws = Noise.seeded(9, 1).dirichlet(alpha.expand(1, 100_000, 4))[0]
+    assert torch.allclose(draws.sum(-1), torch.ones(100_000, dtype=torch.float64))
+    for k in range(1, 4):
+        marginal = stats.beta(float(alpha[k]), float(alpha.sum() - alpha[k]))
+        assert stats.kstest(draws[:, k].numpy(), marginal.cdf).pvalue > 1e-4
+    beta = stats.beta(0.01, 7.3)  # nearly all of it underflows: compare the mass above a point
+    assert abs(float((draws[:, 0] > 1e-3).double().mean()) - beta.sf(1e-3)) < 4.5 * 0.5 / 316
