@@ -21,33 +21,28 @@ class Finding(NamedTuple):
     text: str
 
 
-def chains(draws: dict[str, np.ndarray], stats: dict[str, np.ndarray]) -> list[Finding]:
+def chains(
+    draws: dict[str, np.ndarray],
+    stats: dict[str, np.ndarray],
+    invariants: dict[str, np.ndarray] | None = None,
+) -> list[Finding]:
     """Findings on Markov chains: R-hat, effective sample sizes, energy, tree depth.
 
     Args:
         draws: continuous sites, (chain, draw, *event).
         stats: sampler statistics, (chain, draw).
+        invariants: functions of the draws that no symmetry of the model changes, where it has one:
+            chains that agree on these have converged, whatever their labels.
     """
     number, length = next(iter(draws.values())).shape[:2]
-    found: list[Finding] = []
     if length < 4:
         return [Finding("draws", length, f"only {length} draws per chain: nothing can be judged")]
     if number > 1:
-        name, value = _worst({k: mixing.r_hat(v) for k, v in draws.items()}, np.nanargmax)
-        if value > R_HAT:
-            found.append(
-                Finding(
-                    "r_hat",
-                    value,
-                    f"R-hat of {name} is {value:.3f}, above {R_HAT}: the chains have not mixed and "
-                    "their average is no posterior mean; run longer, look at the trace for chains "
-                    "in different modes, or reparametrise",
-                )
-            )
+        found = _mixing(draws, stats, invariants or {})
     else:
-        found.append(
+        found = [
             Finding("chains", 1, "one chain: R-hat cannot tell whether it has mixed; run four")
-        )
+        ]
     sizes = {k: np.minimum(mixing.ess_bulk(v), mixing.ess_tail(v)) for k, v in draws.items()}
     name, value = _worst(sizes, np.nanargmin)
     if value < ESS_PER_CHAIN * number:
@@ -60,6 +55,50 @@ def chains(draws: dict[str, np.ndarray], stats: dict[str, np.ndarray]) -> list[F
             )
         )
     return found + _energy(stats) + _depth(stats)
+
+
+def _mixing(
+    draws: dict[str, np.ndarray], stats: dict[str, np.ndarray], invariants: dict[str, np.ndarray]
+) -> list[Finding]:
+    """Whether chains agree; with a symmetry, whether they differ by more than their labels."""
+    name, value = _worst({k: mixing.r_hat(v) for k, v in draws.items()}, np.nanargmax)
+    free = dict(invariants)
+    if free and "lp" in stats:
+        free["lp"] = stats["lp"]
+    which, beyond = _worst({k: mixing.r_hat(v) for k, v in free.items()}, np.nanargmax)
+    if free and beyond > R_HAT:
+        levels = ", ".join(f"{mean:.4g}" for mean in stats["lp"].mean(1)) if "lp" in stats else ""
+        return [
+            Finding(
+                "modes",
+                beyond,
+                f"R-hat of {which} is {beyond:.3f}, above {R_HAT}, though labels do not change it: "
+                "the chains sit in different modes or have not mixed, and their average describes "
+                f"none of them; run longer, or more chains, and look at each chain by itself"
+                + (f" (mean log density by chain: {levels})" if levels else ""),
+            )
+        ]
+    if not value > R_HAT:
+        return []
+    if free:
+        return [
+            Finding(
+                "labels",
+                value,
+                f"R-hat of {name} is {value:.3f}, above {R_HAT}, while that of every quantity that "
+                f"labels do not change is at most {beyond:.3f}: components overlap or switch "
+                f"labels within chains; trust {', '.join(invariants)}, not averages by component",
+            )
+        ]
+    return [
+        Finding(
+            "r_hat",
+            value,
+            f"R-hat of {name} is {value:.3f}, above {R_HAT}: the chains have not mixed and "
+            "their average is no posterior mean; run longer, look at the trace for chains "
+            "in different modes, or reparametrise",
+        )
+    ]
 
 
 def _energy(stats: dict[str, np.ndarray]) -> list[Finding]:

@@ -87,6 +87,7 @@ class Posterior:
     attributes: dict[str, Any] = field(default_factory=dict)
     unconstrained: Tensor | None = None  # (chain, draw, D)
     guide: Callable[..., Any] | None = None  # the trained guide program, of SVI
+    invariants: tuple[str, ...] = ()  # which of the draws no symmetry of the model changes
 
 
 @dataclass(frozen=True)

@@ -252,8 +252,7 @@ def fit(
         posterior = engine.run(problem)
         parameters = trained()
         if isinstance(model, Model):
-            posterior = _canonical(model, posterior, problem)
-            posterior.warnings.extend(_of_model(model, posterior, placed))
+            posterior = _told_by_model(model, _canonical(model, posterior, problem), placed)
     posterior.seconds["total"] = time.perf_counter() - begin
     posterior.warnings.extend(_findings(posterior, program))
     result = Fit(model, placed, engine, posterior, int(seed), where, kind, program, parameters)
@@ -306,12 +305,20 @@ def _canonical(model: Model, posterior: Posterior, problem: Problem) -> Posterio
         return replace(posterior, draws=draws, unconstrained=outputs.unconstrain(draws))
 
 
-def _of_model(model: Model, posterior: Posterior, data: Data) -> list[str]:
-    draws = dict(posterior.draws)
-    if posterior.kind == "point":
-        draws = {name: value[None, None] for name, value in draws.items()}
+def _told_by_model(model: Model, posterior: Posterior, data: Data) -> Posterior:
+    """The posterior with the model's invariants among its draws and the model's findings."""
+    point = posterior.kind == "point"
+    draws = {name: value[None, None] if point else value for name, value in posterior.draws.items()}
     with torch.no_grad():
-        return model.findings(data, draws)
+        invariants = model.invariants(data, draws)
+        found = model.findings(data, draws)
+    added = {name: value[0, 0] if point else value for name, value in invariants.items()}
+    return replace(
+        posterior,
+        draws=posterior.draws | added,
+        invariants=tuple(added),
+        warnings=[*posterior.warnings, *found],
+    )
 
 
 def _findings(posterior: Posterior, program: Program) -> list[str]:
@@ -319,7 +326,8 @@ def _findings(posterior: Posterior, program: Program) -> list[str]:
         return []
     draws = {site.name: _numpy(posterior.draws[site.name]) for site in program.sites}
     stats = {name: _numpy(value) for name, value in posterior.stats.items()}
-    return [finding.text for finding in diagnostics.chains(draws, stats)]
+    invariants = {name: _numpy(posterior.draws[name]) for name in posterior.invariants}
+    return [finding.text for finding in diagnostics.chains(draws, stats, invariants)]
 
 
 @contextmanager

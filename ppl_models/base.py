@@ -56,7 +56,8 @@ class Model(nn.Module, ABC):
     def invariants(self, data: Data, draws: Params) -> Params:
         """Functions of the draws that no symmetry of the model changes, for convergence checks.
 
-        Labels may switch between chains that agree on these: {name: (chain, draw, *shape)}.
+        Labels may switch between chains that agree on these: {name: (chain, draw, *shape)}. They
+        are recorded beside the draws, under names that no site has.
         """
         return {}
 
