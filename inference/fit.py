@@ -162,7 +162,7 @@ class Fit:
     # -- internals -------------------------------------------------------------------------------
 
     def _isolated(self) -> AbstractContextManager[None]:
-        return isolated(self.dtype, parameters=self.parameters)
+        return isolated(self.dtype, self.device, parameters=self.parameters)
 
     def _problem(self) -> Problem:
         return Problem(self.model, self.data, self.program, self.seed, self.dtype, self.device)
@@ -243,9 +243,9 @@ def fit(
     if isinstance(model, nn.Module):
         model = model.to(device=where, dtype=kind)
     title = type(engine).__name__
-    with isolated(kind), _threads(fields), bar(title, show=progress) as report:
+    with isolated(kind, where), _threads(fields), bar(title, show=progress) as report:
         placed = _place(fields, where, kind)
-        with isolated(kind, validate=True):
+        with isolated(kind, where, validate=True):
             program = Program(model, placed)
         engine.check(model, program)
         problem = Problem(model, placed, program, int(seed), kind, where, report)
@@ -280,11 +280,11 @@ def target(
     where = _device(device, model, fields)
     kind = _dtype(dtype, model)
     placed = _place(fields, where, kind)
-    with isolated(kind, validate=True):
+    with isolated(kind, where, validate=True):
         program = Program(model, placed)
 
     def log_density(x: Tensor) -> Tensor:
-        with isolated(kind):
+        with isolated(kind, where):
             return program.log_density(x)
 
     return Target(

@@ -78,14 +78,20 @@ class Minibatch(NamedTuple):
 
 @contextlib.contextmanager
 def isolated(
-    dtype: torch.dtype, *, validate: bool = False, parameters: Any = None
+    dtype: torch.dtype,
+    device: torch.device = torch.device("cpu"),  # noqa: B008
+    *,
+    validate: bool = False,
+    parameters: Any = None,
 ) -> Iterator[None]:
     """Run Pyro so that nothing leaks: parameters, random state, dtype and validation are scoped.
 
-    ``parameters`` is the state of the parameter store to begin with; by default it is empty.
+    On a GPU, tensors that the program makes itself are made there. ``parameters`` is the state of
+    the parameter store to begin with; by default it is empty.
     """
     before = torch.get_default_dtype()
     with (
+        contextlib.nullcontext() if device.type == "cpu" else device,
         torch.random.fork_rng(),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(validate),
@@ -542,7 +548,7 @@ class Program:
         raise first
 
     def _run(self, seed: int) -> poutine.Trace:
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator("cpu").manual_seed(seed)
         initialise = _Initialise(generator)
         device = next((v.device for v in self.data.values() if isinstance(v, Tensor)), None)
         cuda = [device] if device is not None and device.type == "cuda" else []
@@ -653,7 +659,7 @@ class _Initialise(Messenger):
         distribution = msg["fn"]
         transform = biject_to(distribution.support)
         shape = transform.inverse_shape(distribution.shape())
-        unit = torch.rand(shape, generator=self.generator, dtype=torch.float64)
+        unit = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
         parameter = _parameter(distribution)
         value = (4 * unit - 2).to(device=parameter.device, dtype=parameter.dtype)
         msg["value"] = transform(value)
