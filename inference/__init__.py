@@ -2,8 +2,10 @@
 
 from inference.cavi import CAVI
 from inference.compare import Comparison, compare
+from inference.diagnostics import diagnose
 from inference.em import EM
 from inference.engine import Engine, Posterior
+from inference.finding import Finding
 from inference.fit import Fit, InferenceWarning, fit, target
 from inference.gibbs import Gibbs
 from inference.hmc import HMC
@@ -24,6 +26,7 @@ __all__ = [
     "SVI",
     "Comparison",
     "Engine",
+    "Finding",
     "Fit",
     "Gibbs",
     "ImportanceSampling",
@@ -32,6 +35,7 @@ __all__ = [
     "Sampler",
     "Target",
     "compare",
+    "diagnose",
     "fit",
     "target",
 ]

@@ -72,6 +72,12 @@ def group(data: Any, name: str) -> xr.Dataset:
     return found if isinstance(found, xr.Dataset) else found.to_dataset()
 
 
+def arrays(draws: xr.Dataset) -> dict[str, np.ndarray]:
+    """Every variable as an array (chain, draw, ...)."""
+    ordered = draws.transpose("chain", "draw", ...)
+    return {str(name): np.asarray(value) for name, value in ordered.data_vars.items()}
+
+
 def attributes(data: Any) -> dict[str, Any]:
     """The attributes of the whole object."""
     return dict(data.attrs)

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from inference import psis
+from inference.em import ends, falls
 from inference.engine import Engine, Posterior, Problem
+from inference.finding import Finding, unsettled
 from ppl_models.base import HasMeanField, Model, Params
 from ppl_models.errors import EngineError, ModelError
 from ppl_models.noise import Noise
@@ -76,7 +78,7 @@ class CAVI(Engine):
         posterior = self._posterior(problem, chosen)
         seconds = time.perf_counter() - begin
         posterior.seconds.update(sampling=seconds, total=seconds)
-        posterior.warnings.extend(self._warnings(path, last, settled))
+        posterior.findings.extend(self._findings(path, last, settled))
         posterior.attributes.update(
             elbo=float(last[best]),
             elbo_trace=[float(step[best]) for step in path],
@@ -132,40 +134,18 @@ class CAVI(Engine):
         x = outputs.unconstrain(values)
         return Posterior(
             kind="approximation",
-            draws=outputs.values(x, noise.fold(3)),
-            warnings=psis.far(smoothed, self.draws, _HINT),
+            draws=outputs.completed(values, x, noise.fold(3)),
+            stats={"log_weight": ratios},
             attributes={"pareto_k": smoothed.k_hat},
             unconstrained=x,
         )
 
-    def _warnings(self, path: list[Tensor], last: Tensor, settled: bool) -> list[str]:
+    def _findings(self, path: list[Tensor], last: Tensor, settled: bool) -> list[Finding]:
         found = []
         if not settled:
             found.append(
-                f"max_steps: stopped after {self.max_steps} rounds before the ELBO settled; raise "
-                "max_steps or tol"
+                unsettled("max_steps", self.max_steps, "the ELBO", "raise max_steps or tol")
             )
-        precision = torch.finfo(last.dtype).eps
         if self.batch_size is None:
-            trace = torch.stack(path)
-            falls = (trace[1:] - trace[:-1]) / (1 + trace[:-1].abs())
-            if bool((falls < -max(1e-8, 100 * precision)).any()):
-                found.append(
-                    "the ELBO fell, which exact coordinate ascent cannot do: coordinate_step does "
-                    "not belong to this program"
-                )
-        top = last[torch.isfinite(last)].max()
-        worse = ~(top - last < max(0.1, 1000 * precision * float(top.abs())))
-        if bool(worse.any()):
-            found.append(
-                f"{int(worse.sum())} of {len(last)} restarts ended at a lower ELBO (by up to "
-                f"{float((top - last).nan_to_num(torch.inf).max()):.3g} nats); the best is "
-                "returned; more restarts may find a better one"
-            )
-        return found
-
-
-_HINT = (
-    "its factors ignore the dependence between them, so its sds are likely too small: compare "
-    "with Gibbs or NUTS"
-)
+            found += falls(torch.stack(path), "ELBO", "coordinate_step")
+        return found + ends(last, "ELBO")

@@ -100,7 +100,7 @@ class Comparison:
         return write_report(self.fits, path, comparison=self, figures=figures)
 
     def _notes(self) -> list[tuple[str, str]]:
-        notes = [(name, text) for name, result in self.fits.items() for text in result.warnings]
+        notes = [(name, f.text) for name, result in self.fits.items() for f in result.findings]
         return notes + [(name, f"failed: {text}") for name, text in self.failures.items()]
 
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from inference.engine import Engine, Posterior, Problem
+from inference.finding import Finding, fell, unsettled, worse_restarts
+from inference.program import Program
 from ppl_models.base import HasEM, Model, Objective, Params
 from ppl_models.errors import ModelError
 
@@ -43,6 +45,10 @@ class EM(Engine):
         self.at_least(restarts=1, max_steps=1)
         self.one_of(objective=("joint", "likelihood"))
         self.positive("tol")
+
+    def check(self, model: Any, program: Program) -> None:
+        super().check(model, program)
+        self._refuse(model, program, self.objective)
 
     @torch.no_grad()
     def run(self, problem: Problem) -> Posterior:
@@ -85,7 +91,7 @@ class EM(Engine):
         return Posterior(
             kind="point",
             draws=draws,
-            warnings=self._warnings(path, ahead[best] > tol, precision),
+            findings=self._findings(path, bool(ahead[best] > tol)),
             seconds={"sampling": seconds, "total": seconds},
             attributes={
                 "objective_name": f"log {self.objective}",
@@ -96,30 +102,32 @@ class EM(Engine):
             unconstrained=outputs.unconstrain(draws),
         )
 
-    def _warnings(self, path: Tensor, unsettled: Tensor, precision: float) -> list[str]:
+    def _findings(self, path: Tensor, moving: bool) -> list[Finding]:
         found = []
-        if bool(unsettled):
+        if moving:
             found.append(
-                f"max_steps: stopped after {self.max_steps} steps before the parameters settled; "
-                "raise max_steps or tol"
+                unsettled("max_steps", self.max_steps, "the parameters", "raise max_steps or tol")
             )
-        falls = (path[1:] - path[:-1]) / (1 + path[:-1].abs())
-        if bool((falls < -max(1e-8, 100 * precision)).any()):
-            found.append(
-                "the objective fell during EM, which exact steps cannot do: e_step and m_step do "
-                "not belong to this program's joint density"
-            )
-        ends = path[-1]
-        top = ends[torch.isfinite(ends)].max()
-        # a tenth of a nat, or what rounding may do to a large objective
-        worse = ~(top - ends < max(0.1, 1000 * precision * float(top.abs())))
-        if bool(worse.any()):
-            spread = float((top - ends).nan_to_num(torch.inf).max())
-            found.append(
-                f"{int(worse.sum())} of {len(ends)} restarts ended in a worse mode (by up to "
-                f"{spread:.3g} nats); the best is returned; more restarts may find a better one"
-            )
-        return found
+        return found + falls(path, "objective", "e_step and m_step") + ends(path[-1], "objective")
+
+
+def falls(path: Tensor, what: str, steps: str) -> list[Finding]:
+    """That a path (steps, R) of what exact steps raise has fallen, by more than rounding."""
+    drop = (path[1:] - path[:-1]) / (1 + path[:-1].abs())
+    if not bool((drop < -max(1e-8, 100 * torch.finfo(path.dtype).eps)).any()):
+        return []
+    return [fell(what, float(-drop.min()), steps)]
+
+
+def ends(last: Tensor, what: str) -> list[Finding]:
+    """That restarts ended at different heights (R,), by more than a tenth of a nat or rounding."""
+    top = last[torch.isfinite(last)].max()
+    rounding = 1000 * torch.finfo(last.dtype).eps * float(top.abs())
+    lower = ~(top - last < max(0.1, rounding))
+    if not bool(lower.any()):
+        return []
+    nats = float((top - last).nan_to_num(torch.inf).max())
+    return [worse_restarts(int(lower.sum()), len(last), nats, what)]
 
 
 def _relative(new: Params, old: Params) -> Tensor:

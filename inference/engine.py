@@ -14,12 +14,13 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from inference.finding import Finding
 from inference.graph import Tier, batched_over_rows, trace
 from inference.outputs import Outputs
 from inference.program import Minibatch, Program
 from inference.progress import Report, silent
 from inference.target import Target
-from ppl_models.base import Data, Model, Params
+from ppl_models.base import Data, Model, Params, Use
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -76,13 +77,14 @@ class Posterior:
 
     ``kind`` says what the draws are: ``samples`` of a Markov chain, draws of an ``approximation``
     (independent, or resampled by weight), or a ``point``. Draws are (chain, draw, *event), those of
-    a point (*event). ``stats`` are (chain, draw). ``warnings`` say what a user must know.
+    a point (*event). ``stats`` are (chain, draw). ``findings`` are what the engine knows against
+    its answer; ``fit`` adds what the draws, the statistics and the model tell.
     """
 
     kind: Kind
     draws: Params
     stats: dict[str, Tensor] = field(default_factory=dict)
-    warnings: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
     attributes: dict[str, Any] = field(default_factory=dict)
     unconstrained: Tensor | None = None  # (chain, draw, D)
@@ -139,6 +141,12 @@ class Engine(ABC):
                 f"runs at the same values, which {name} cannot use; draw every random number by "
                 "pyro.sample"
             )
+
+    def _refuse(self, model: Any, program: Program, use: Use) -> None:
+        """Raise ``EngineError`` where the model says that a use of it leads nowhere."""
+        reason = model.obstacle(program.data, use) if isinstance(model, Model) else None
+        if reason is not None:
+            raise EngineError(f"{type(self).__name__} cannot serve {_name(model)}: {reason}")
 
     def trains(self, model: Any) -> bool:
         """Whether weights are trained, by gradients that may be those of a random log density."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from inference import arviz_bridge, diagnostics
 from inference.engine import Engine, Posterior, Problem, TierChoice
+from inference.finding import Finding
 from inference.program import Program, isolated, trained
 from inference.progress import bar
 from inference.target import Target
@@ -54,15 +55,20 @@ class Fit:
     """What was trained by ``pyro.param``: a state for ``pyro.get_param_store().set_state``."""
 
     @property
+    def findings(self) -> list[Finding]:
+        """All that was found, each with its severity, figure, meaning and remedy."""
+        return self.posterior.findings
+
+    @property
     def warnings(self) -> list[str]:
-        """Findings in plain words; empty where nothing was found."""
-        return self.posterior.warnings
+        """The findings that speak against the answer, in words; empty where there are none."""
+        return [finding.text for finding in self.findings if finding.severity != "note"]
 
     @property
     def status(self) -> str:
         """The findings without their explanations; "ok" where there are none."""
-        short = [text.split(":")[0].split(";")[0] for text in self.warnings]
-        return "; ".join(short) or "ok"
+        against = [finding for finding in self.findings if finding.severity != "note"]
+        return "; ".join(finding.meaning.split(":")[0] for finding in against) or "ok"
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -254,9 +260,9 @@ def fit(
         if isinstance(model, Model):
             posterior = _told_by_model(model, _canonical(model, posterior, problem), placed)
     posterior.seconds["total"] = time.perf_counter() - begin
-    posterior.warnings.extend(_findings(posterior, program))
+    posterior.findings.extend(_findings(posterior, program))
     result = Fit(model, placed, engine, posterior, int(seed), where, kind, program, parameters)
-    for text in posterior.warnings:
+    for text in result.warnings:
         warnings.warn(f"{title}: {text}", InferenceWarning, stacklevel=2)
     return result
 
@@ -276,12 +282,8 @@ def target(
     Raises:
         DataError, ModelError: as ``fit`` does.
     """
-    fields = _prepare(model, data)
-    where = _device(device, model, fields)
-    kind = _dtype(dtype, model)
-    placed = _place(fields, where, kind)
-    with isolated(kind, where, validate=True):
-        program = Program(model, placed)
+    problem = bind(model, data, device=device, dtype=dtype)
+    program, kind, where = problem.program, problem.dtype, problem.device
 
     def log_density(x: Tensor) -> Tensor:
         with isolated(kind, where):
@@ -290,6 +292,25 @@ def target(
     return Target(
         log_density, program.dim, dtype=kind, device=where, tier=tier, sites=tuple(program.sites)
     )
+
+
+def bind(
+    model: Callable[..., Any],
+    data: Any = None,
+    *,
+    seed: int = 0,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str | None = None,
+) -> Problem:
+    """A model with its data, checked and placed as ``fit`` does: what an engine is given."""
+    _check_model(model)
+    fields = _prepare(model, data)
+    where = _device(device, model, fields)
+    kind = _dtype(dtype, model)
+    placed = _place(fields, where, kind)
+    with isolated(kind, where, validate=True):
+        program = Program(model, placed)
+    return Problem(model, placed, program, seed, kind, where)
 
 
 def _canonical(model: Model, posterior: Posterior, problem: Problem) -> Posterior:
@@ -317,17 +338,19 @@ def _told_by_model(model: Model, posterior: Posterior, data: Data) -> Posterior:
         posterior,
         draws=posterior.draws | added,
         invariants=tuple(added),
-        warnings=[*posterior.warnings, *found],
+        findings=[*posterior.findings, *(Finding("model", "warning", np.nan, t) for t in found)],
     )
 
 
-def _findings(posterior: Posterior, program: Program) -> list[str]:
-    if posterior.kind != "samples":
+def _findings(posterior: Posterior, program: Program) -> list[Finding]:
+    if posterior.kind == "point":
         return []
     draws = {site.name: _numpy(posterior.draws[site.name]) for site in program.sites}
     stats = {name: _numpy(value) for name, value in posterior.stats.items()}
+    if posterior.kind == "approximation":
+        return diagnostics.approximation(draws, stats)
     invariants = {name: _numpy(posterior.draws[name]) for name in posterior.invariants}
-    return [finding.text for finding in diagnostics.chains(draws, stats, invariants)]
+    return diagnostics.chains(draws, stats, invariants)
 
 
 @contextmanager

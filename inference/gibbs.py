@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from inference.engine import Engine, Posterior, Problem
+from inference.finding import interrupted
 from ppl_models.base import HasConditionals, Model, Params
 from ppl_models.noise import Noise
 
@@ -40,15 +40,16 @@ class Gibbs(Engine):
         """Sweep from starting points of finite density."""
         begin = time.perf_counter()
         noise = problem.noise(self.chains)
-        target = problem.target("traced", 1)
         outputs = problem.outputs
         model: Any = problem.model
         blocks = list(model.conditionals(problem.data).values())
         initial: Params | None = model.initial(problem.data, self.chains, noise.fold(3))
-        state = outputs.constrain(target.start(noise.fold(0))) if initial is None else initial
+        if initial is None:
+            initial = outputs.constrain(problem.target("traced", 1).start(noise.fold(0)))
+        state = initial
         sites = [site.name for site in problem.program.sites]
         kept: list[Params] = []
-        interrupted, start, adapted = False, time.perf_counter(), time.perf_counter()
+        stopped, start, adapted = False, time.perf_counter(), time.perf_counter()
         total = self.warmup + self.draws
         try:
             for draw in range(total):
@@ -64,18 +65,17 @@ class Gibbs(Engine):
         except KeyboardInterrupt:
             if not kept:
                 raise
-            interrupted = True
+            stopped = True
         sampled = time.perf_counter()
         values = {name: torch.stack([k[name] for k in kept], 1) for name in kept[0]}
         statistics = {name: values[name] for name in values if name not in sites}
         x = outputs.unconstrain(values)
-        draws = outputs.values(x, noise.fold(2))
-        text = f"interrupted: kept the {len(kept)} draws per chain that were finished"
+        draws = outputs.completed(values, x, noise.fold(2))
         return Posterior(
             kind="samples",
             draws=draws,
-            stats={"lp": _log_density(target, x), **statistics},
-            warnings=[text] if interrupted else [],
+            stats={"lp": outputs.log_density(x), **statistics},
+            findings=[interrupted(len(kept))] if stopped else [],
             seconds={
                 "start": start - begin,
                 "warmup": adapted - start,
@@ -91,8 +91,3 @@ class Gibbs(Engine):
         model: Any = problem.model
         values = model.complete(problem.data, state, noise)
         return {k: v for k, v in values.items() if k in sites or v.dim() == 1}
-
-
-def _log_density(target: Any, x: Tensor) -> Tensor:
-    """The log density of every draw: (C, S, D) -> (C, S)."""
-    return torch.stack([target.log_density(row) for row in x.unbind(1)], 1)

@@ -13,6 +13,7 @@ import torch
 
 from inference import psis
 from inference.engine import Engine, Posterior, Problem
+from inference.finding import Finding
 from inference.proposal import Proposal
 from ppl_models.errors import EngineError
 
@@ -71,7 +72,7 @@ class ImportanceSampling(Engine):
         return Posterior(
             kind="approximation",
             draws=problem.outputs.values(kept, noise.fold(2)),
-            warnings=_warnings(smoothed, self.proposals),
+            findings=_findings(smoothed, self.proposals),
             seconds={"sampling": seconds, "total": seconds},
             attributes={
                 "pareto_k": smoothed.k_hat,
@@ -86,16 +87,29 @@ def _prior(problem: Problem) -> Callable[..., Any]:
     return problem.program.prior()
 
 
-def _warnings(smoothed: psis.Smoothed, draws: int) -> list[str]:
-    if smoothed.k_hat <= psis.threshold(draws) and smoothed.ess < _FEW:
+def _findings(smoothed: psis.Smoothed, draws: int) -> list[Finding]:
+    limit = psis.threshold(draws)
+    if smoothed.k_hat > limit:
         return [
-            f"effective sample size is {smoothed.ess:.0f} of {draws} proposals: means and "
-            "intervals are rough; raise proposals, or give a proposal nearer the posterior"
+            Finding(
+                "pareto_k",
+                "error",
+                smoothed.k_hat,
+                f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}: a few draws carry the "
+                f"weight (effective sample size {smoothed.ess:.0f} of {draws}), so these answers "
+                "cannot be trusted",
+                "give a proposal with heavier tails nearer the posterior, or use NUTS",
+            )
         ]
-    if smoothed.k_hat <= psis.threshold(draws):
-        return []
-    return [
-        f"Pareto k-hat is {smoothed.k_hat:.2f}, above {psis.threshold(draws):.2f}: a few draws "
-        f"carry the weight (effective sample size {smoothed.ess:.0f} of {draws}), so these answers "
-        "cannot be trusted; give a proposal with heavier tails nearer the posterior, or use NUTS"
-    ]
+    if smoothed.ess < _FEW:
+        return [
+            Finding(
+                "ess",
+                "warning",
+                smoothed.ess,
+                f"effective sample size is {smoothed.ess:.0f} of {draws} proposals: means and "
+                "intervals are rough",
+                "raise proposals, or give a proposal nearer the posterior",
+            )
+        ]
+    return []

@@ -35,6 +35,21 @@ class Outputs:
             values |= self.discrete(x, noise)
         return values | self.deterministics(values)
 
+    def completed(self, values: Params, x: Tensor, noise: Noise) -> Params:
+        """What the posterior records, from the continuous sites as drawn, which ``x`` stands for.
+
+        They are kept as they are: shares near zero do not survive the way there and back.
+        """
+        kept = {site.name: values[site.name] for site in self.program.sites}
+        if self.program.discrete:
+            kept |= self.discrete(x, noise)
+        return kept | self.deterministics(kept)
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """Log density of unconstrained points, without gradients: (..., D) -> (...,)."""
+        single, tilts = self._tilted(), self._tilts()
+        return self._map(lambda point: single(point, *tilts), x)
+
     def constrain(self, x: Tensor) -> Params:
         """Constrained values of the continuous sites: (..., D) -> {site: (..., *shape)}."""
         return self._map(self.program.constrain, x)

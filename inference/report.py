@@ -18,6 +18,7 @@ from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
 from inference import arviz_bridge, ergodic
+from inference.diagnostics import diagnose
 from inference.storage import whole
 
 if TYPE_CHECKING:
@@ -68,11 +69,16 @@ def _page(
 ) -> dict[str, Any]:
     from inference.compare import COLUMNS
 
-    findings = [(name, text) for name, fit in fits.items() for text in fit.warnings]
+    findings = [
+        (name, finding.severity, finding.text)
+        for name, fit in fits.items()
+        for finding in diagnose(fit)
+    ]
     pictures = [_picture(figure, caption) for caption, figure in (figures or {}).items()]
     table = None
     if comparison is not None:
-        findings += [(name, f"failed: {text}") for name, text in comparison.failures.items()]
+        failures = comparison.failures.items()
+        findings += [(name, "error", f"failed: {text}") for name, text in failures]
         table = _folded(comparison.table)
         forest = {name: fit for name, fit in fits.items() if fit.posterior.kind != "point"}
         if forest:
@@ -99,7 +105,7 @@ def _section(name: str, fit: Fit) -> dict[str, Any]:
     data = fit.to_arviz()
     return {
         "name": name,
-        "warnings": fit.warnings,
+        "findings": [(finding.severity, finding.text) for finding in diagnose(fit)],
         "table": _folded(summary.reset_index(names="parameter")),
         "figures": _plots(name, fit, data),
         "attributes": {k: v for k, v in arviz_bridge.attributes(data).items() if k != "elbo_trace"},

@@ -19,6 +19,8 @@ from torch import Tensor
 
 from inference import warmup
 from inference.engine import Engine, Posterior, Problem, TierChoice
+from inference.finding import interrupted
+from inference.program import Program
 from inference.target import Target
 from inference.warmup import Averaging, Mass
 from ppl_models.noise import Noise
@@ -96,6 +98,10 @@ class Sampler(Engine):
         self.at_least(chains=1, warmup=0, draws=1, thin=1)
         self.one_of(tier=("auto", "eager", "traced", "compiled"))
 
+    def check(self, model: Any, program: Program) -> None:
+        super().check(model, program)
+        self._refuse(model, program, "chains")
+
     @abstractmethod
     def init(self, target: Target, x: Tensor, tuning: Tuning, randomness: Randomness) -> Any:
         """A state at the points ``x`` (C, D)."""
@@ -170,7 +176,7 @@ class Sampler(Engine):
             start = time.perf_counter()
             x, tuning, steps = self._warm_up(target, x, noise.fold(1), problem)
             adapted = time.perf_counter()
-            history, interrupted = self._sample(target, x, tuning, noise.fold(2), problem)
+            history, stopped = self._sample(target, x, tuning, noise.fold(2), problem)
             sampled = time.perf_counter()
             draws = problem.outputs.values(history.x, noise.fold(3))
         stats = {"lp": history.log_density, "acceptance_rate": history.acceptance_rate}
@@ -181,7 +187,7 @@ class Sampler(Engine):
             kind="samples",
             draws=draws,
             stats=stats,
-            warnings=self._warnings(history, interrupted),
+            findings=[interrupted(history.x.shape[1])] if stopped else [],
             seconds={
                 "start": start - begin,
                 "warmup": adapted - start,
@@ -241,7 +247,7 @@ class Sampler(Engine):
         state = self.init(target, x, tuning, self.randomness(target, noise.fold(0), 1)[0])
         blocks: list[History] = []
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        interrupted, steps, least, goal = False, 0, 0, self.draws * self.thin
+        stopped, steps, least, goal = False, 0, 0, self.draws * self.thin
         try:
             while least < goal:
                 numbers = self._numbers(target, noise.fold(1), steps, goal - least)
@@ -255,8 +261,8 @@ class Sampler(Engine):
         except KeyboardInterrupt:
             if least < self.thin:
                 raise
-            interrupted = True
-        return _finished(blocks, min(least, goal), self.thin), interrupted
+            stopped = True
+        return _finished(blocks, min(least, goal), self.thin), stopped
 
     def _numbers(self, target: Target, noise: Noise, step: int, most: int) -> list[Any]:
         """The random numbers of the steps from ``step`` to the end of its block, at most so many.
@@ -265,29 +271,6 @@ class Sampler(Engine):
         """
         block, offset = divmod(step, _BLOCK)
         return self.randomness(target, noise.fold(block), _BLOCK)[offset : offset + most]
-
-    def _warnings(self, history: History, interrupted: bool) -> list[str]:
-        found = []
-        if interrupted:
-            found.append(
-                f"interrupted: kept the {history.x.shape[1]} draws per chain that were finished"
-            )
-        diverging = history.statistics.get("diverging")
-        if diverging is not None and bool(diverging.any()):
-            count = int(diverging.sum())
-            found.append(
-                f"{count} of {diverging.numel()} transitions diverged: the sampler missed a region "
-                "of high curvature, so the draws are biased; raise target_acceptance to 0.95 or "
-                "0.99, or reparametrise (a non-centred form for hierarchical scales)"
-            )
-        stuck = (history.x[:, 1:] == history.x[:, :-1]).all(-1).all(-1)
-        if history.x.shape[1] > 1 and bool(stuck.any()):
-            which = ", ".join(str(int(c)) for c in stuck.nonzero().flatten())
-            found.append(
-                f"chain {which} never moved: no proposal was accepted; the step size or the "
-                "proposal does not fit this posterior: lengthen warmup or check the starting point"
-            )
-        return found
 
 
 def _compact(block: History) -> History:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from inference import guides, psis
 from inference.engine import Engine, Posterior, Problem, TierChoice
+from inference.finding import Finding, unsettled
 from inference.laplace import Laplace, frame
 from inference.pyro_guide import PyroGuide
 from ppl_models.base import HasGuide
@@ -112,16 +113,13 @@ class SVI(Engine):
         noisy = problem.program.subsampled or problem.program.random
         smoothed = None if noisy else psis.smooth(ratios.cpu().numpy())
         if not settled:
-            found.append(
-                f"steps: stopped after {self.steps} steps before the ELBO settled; raise steps or "
-                "learning_rate"
-            )
-        found += psis.far(smoothed, self.draws, _hint(name)) if smoothed else []
+            found.append(unsettled("steps", self.steps, "the ELBO", "raise steps or learning_rate"))
         seconds = time.perf_counter() - begin
         return Posterior(
             kind="approximation",
             draws=draws,
-            warnings=found,
+            stats={} if noisy else {"log_weight": ratios[None]},
+            findings=found,
             seconds={"sampling": seconds, "total": seconds},
             attributes={
                 "elbo": float(ratios.mean()),
@@ -147,7 +145,7 @@ class SVI(Engine):
 
     def _ascend(
         self, objective: Objective, problem: Problem
-    ) -> tuple[list[float], int, bool, list[str]]:
+    ) -> tuple[list[float], int, bool, list[Finding]]:
         parameters = objective.parameters()
         rate, decays, stale, rollbacks = self.learning_rate, 0, 0, 0
         optimiser = self.optimiser(parameters, lr=rate)
@@ -237,18 +235,11 @@ class Flat:
             return self.subsampled(x, rows)
 
 
-def _hint(guide: Any) -> str:
-    return {
-        "mean-field": "it ignores correlations, so its sds are likely too small: try "
-        "guide='full-rank', or NUTS",
-        "laplace": "the posterior is not normal around its mode: try guide='flow', or NUTS",
-    }.get(guide if isinstance(guide, str) else "", "try a richer guide, or NUTS")
-
-
-def _rolled(count: int) -> list[str]:
+def _rolled(count: int) -> list[Finding]:
     if not count:
         return []
-    return [f"the ELBO was not finite {count} times: steps were undone and the rate halved"]
+    text = f"the ELBO was not finite {count} times: steps were undone and the rate halved"
+    return [Finding("rollbacks", "note", count, text)]
 
 
 def _snapshot(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> Any:

@@ -26,6 +26,9 @@ Params = dict[str, Tensor]
 
 Objective = Literal["joint", "likelihood"]
 
+Use = Literal["joint", "likelihood", "chains"]
+"""What an engine would do with a program: seek its mode, or the likelihood's; walk its sites."""
+
 
 class Model(nn.Module, ABC):
     """A Pyro program p(x, z, theta) over data given as keyword arguments.
@@ -60,6 +63,14 @@ class Model(nn.Module, ABC):
         are recorded beside the draws, under names that no site has.
         """
         return {}
+
+    def obstacle(self, data: Data, use: Use) -> str | None:
+        """Why a use of the program with these data has no sensible answer, and what has; or None.
+
+        Asked before any work: ``joint`` and ``likelihood`` by EM, which seeks their modes;
+        ``chains`` by samplers that move all continuous sites at once.
+        """
+        return None
 
     def findings(self, data: Data, draws: Params) -> list[str]:
         """What the model knows against an answer, in words: the cause and the remedy.
