@@ -9,9 +9,11 @@ from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
 from ppl_models.logistic import LogisticRegression
 from ppl_models.noise import Noise
 from ppl_models.oring import ORing
+from ppl_models.ppca import PPCA
 from ppl_models.priors import CoefficientPrior, FlatPrior, NormalPrior, RobertCasella
 
 __all__ = [
+    "PPCA",
     "CoefficientPrior",
     "DataError",
     "EngineError",

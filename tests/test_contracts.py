@@ -30,7 +30,7 @@ from inference import (
     arviz_bridge,
     fit,
 )
-from ppl_models import DataError, EngineError, LogisticRegression, ModelError, ORing
+from ppl_models import PPCA, DataError, EngineError, LogisticRegression, ModelError, ORing
 from tests.programs import Means
 
 pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
@@ -104,6 +104,13 @@ MODELS = {
     ),
     "logistic": Row(
         LogisticRegression(), FEATURES, {"alpha": (), "beta": (2,)}, ("alpha", "beta"), BOTH
+    ),
+    "ppca": Row(
+        PPCA(1),
+        RNG.normal(size=(7, 3)),
+        {"loadings": (3, 1), "mean": (3,), "variance": (), "eigenvalues": (1,)},
+        ("loadings", "mean", "variance"),
+        BOTH,
     ),
     "line": Row(
         line,
