@@ -6,6 +6,7 @@ Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``H
 
 from ppl_models.base import HasConditionals, HasEM, HasGuide, HasMeanField, Model
 from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
+from ppl_models.gmm import GaussianMixture
 from ppl_models.logistic import LogisticRegression
 from ppl_models.noise import Noise
 from ppl_models.oring import ORing
@@ -18,6 +19,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "FlatPrior",
+    "GaussianMixture",
     "HasConditionals",
     "HasEM",
     "HasGuide",
