@@ -1,5 +1,6 @@
 """Interchangeable inference engines for Pyro programs, and what to make of their answers."""
 
+from inference.calibration import Calibration, sbc
 from inference.cavi import CAVI
 from inference.compare import Comparison, compare
 from inference.diagnostics import diagnose
@@ -24,6 +25,7 @@ __all__ = [
     "MH",
     "NUTS",
     "SVI",
+    "Calibration",
     "Comparison",
     "Engine",
     "Finding",
@@ -37,5 +39,6 @@ __all__ = [
     "compare",
     "diagnose",
     "fit",
+    "sbc",
     "target",
 ]

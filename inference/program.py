@@ -415,6 +415,17 @@ class Program:
 
         return simulate(once, draws, seed)
 
+    def simulate(self, draws: int, seed: int) -> Values:
+        """Independent draws of all sites, the observed ones too: {site: (draws, *shape)}."""
+        names = [site.name for site in (*self.sites, *self.discrete)] + self.observed
+
+        def once(_: Tensor) -> Values:
+            with poutine.trace() as tracer, _Unobserve():
+                self.model(**self.data)
+            return {name: _value(tracer.trace, name) for name in names}
+
+        return simulate(once, draws, seed)
+
     def start(self, seed: int) -> Values:
         """The values of one prototype run, whose unconstrained values are uniform on (-2, 2)."""
         trace = self._prototype(seed)
