@@ -78,7 +78,7 @@ class CAVI(Engine):
         posterior = self._posterior(problem, chosen)
         seconds = time.perf_counter() - begin
         posterior.seconds.update(sampling=seconds, total=seconds)
-        posterior.findings.extend(self._findings(path, last, settled))
+        posterior.findings.extend(self._findings(model, path, last, settled))
         posterior.attributes.update(
             elbo=float(last[best]),
             elbo_trace=[float(step[best]) for step in path],
@@ -140,12 +140,14 @@ class CAVI(Engine):
             unconstrained=x,
         )
 
-    def _findings(self, path: list[Tensor], last: Tensor, settled: bool) -> list[Finding]:
+    def _findings(
+        self, model: Any, path: list[Tensor], last: Tensor, settled: bool
+    ) -> list[Finding]:
         found = []
         if not settled:
             found.append(
                 unsettled("max_steps", self.max_steps, "the ELBO", "raise max_steps or tol")
             )
-        if self.batch_size is None:
+        if self.batch_size is None and model.ascends:
             found += falls(torch.stack(path), "ELBO", "coordinate_step")
         return found + ends(last, "ELBO")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
@@ -125,6 +125,9 @@ class HasMeanField(Model):
     The approximation is q(globals) q(locals): ``factors`` holds the natural parameters of the
     global factors, restarts in front; the optimal local factors follow from them and the data.
     """
+
+    ascends: ClassVar[bool] = True
+    """Whether no round lowers the ELBO; False where local factors have several optima."""
 
     @abstractmethod
     def rows(self, data: Data) -> int:

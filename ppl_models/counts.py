@@ -38,11 +38,12 @@ def corpus(data: Any, words: int | None = None) -> Data:
     >>> corpus([[2, 0, 1], [0, 3, 0]])["word"]
     tensor([0, 2, 1])
     """
+    named: Any = data
     if isinstance(data, pd.DataFrame) and not {"doc", "word", "count"} <= set(data.columns):
-        data = {"counts": data, "vocabulary": list(data.columns)}
+        named = {"counts": data, "vocabulary": list(data.columns)}
     elif not isinstance(data, Mapping | pd.DataFrame):
-        data = {"counts": data}
-    given = {str(name): value for name, value in data.items()}
+        named = {"counts": data}
+    given = {str(name): value for name, value in named.items()}
     unknown = given.keys() - _NAMES
     if unknown:
         raise DataError(f"{min(unknown)}: unknown; the data may hold {', '.join(sorted(_NAMES))}")
@@ -54,7 +55,9 @@ def corpus(data: Any, words: int | None = None) -> Data:
         doc, word, count, shape = _from_triples(given, vocabulary)
     _check_counts(doc, word, count, vocabulary)
     _check_words(doc, word, shape, vocabulary, words, matrix=given.get("counts") is not None)
-    matrix = sparse.coo_array((count, (doc, word)), shape=shape).tocsr()  # sums what comes twice
+    matrix: Any = sparse.coo_array(
+        (count, (doc, word)), shape=shape
+    ).tocsr()  # sums what comes twice
     matrix.sum_duplicates()
     matrix.eliminate_zeros()
     empty = np.flatnonzero(np.diff(matrix.indptr) == 0)

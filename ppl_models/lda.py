@@ -15,9 +15,9 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
 from torch import Tensor
 
+from ppl_models import lda_gibbs
 from ppl_models import lda_kernels as kernels
 from ppl_models.base import (
     Data,
@@ -31,8 +31,9 @@ from ppl_models.base import (
 from ppl_models.counts import corpus, starts
 from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
+from ppl_models.relabel import assigned, permuted
+from ppl_models.word_counts import WordCounts
 
-_CHUNK = 1 << 21  # elements of entries x topics that are made at once
 _WALKED = 5000  # coordinates beyond which chains on topics and proportions get nowhere
 
 
@@ -95,15 +96,22 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
         self.inner_steps = int(inner_steps)
         self.inner_tol = float(inner_tol)
 
+    ascends: ClassVar[bool] = False  # a document's factor may end at another optimum
+
     # -- the program -----------------------------------------------------------------------------
 
     def prepare(self, data: Any) -> Data:
         return corpus(data)
 
-    def forward(
-        self, doc: Tensor, word: Tensor, count: Tensor, documents: int, words: int,
+    def forward(  # type: ignore[override]
+        self,
+        doc: Tensor,
+        word: Tensor,
+        count: Tensor,
+        documents: int,
+        words: int,
         vocabulary: list[str] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         with pyro.plate("topic", self.topics):
             topics = pyro.sample("topics", dist.Dirichlet(count.new_full((words,), self.eta)))
         with pyro.plate("documents", documents):
@@ -129,14 +137,14 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
         topics, proportions = draws["topics"], draws["proportions"]
         if topics.dim() == 2:  # a point
             return draws
-        flat = topics.flatten(0, 1)
         pivot = topics[0, -1].sqrt()
-        affinity = torch.stack([one.sqrt() @ pivot.T for one in flat])  # (N, own, pivot's)
-        order = assignments(affinity).reshape(*topics.shape[:2], -1).to(topics.device)
-        moved = dict(draws)
-        moved["topics"] = topics.gather(2, order[..., None].expand_as(topics))
-        moved["proportions"] = proportions.gather(3, order[:, :, None].expand_as(proportions))
-        return moved
+        affinity = torch.stack([pivot @ one.sqrt().T for one in topics.flatten(0, 1)])
+        order = assigned(-affinity).reshape(*topics.shape[:2], -1)
+        by_document = order[:, :, None].expand_as(proportions)
+        return draws | {
+            "topics": permuted(topics, order, 1),
+            "proportions": proportions.gather(-1, by_document),
+        }
 
     def invariants(self, data: Data, draws: Params) -> Params:
         """``topic_shares``: the topics' shares of all tokens, the largest first."""
@@ -250,11 +258,14 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
         return _tensor(gamma, factors["weights"])
 
     def factor_draws(self, data: Data, factors: Params, noise: Noise, draws: int) -> Params:
-        topics = factors["weights"].transpose(1, 2)[:, None].expand(-1, draws, -1, -1)
-        gamma = self.document_factors(data, factors)[:, None].expand(-1, draws, -1, -1)
+        def drawn(concentration: Tensor, stream: Noise) -> Tensor:  # one by one, for memory
+            each = [_inside(stream.fold(s).dirichlet(concentration)) for s in range(draws)]
+            return torch.stack(each, 1)
+
+        gamma = self.document_factors(data, factors)
         return {
-            "topics": _inside(noise.fold(0).dirichlet(topics)),
-            "proportions": _inside(noise.fold(1).dirichlet(gamma)),
+            "topics": drawn(factors["weights"].transpose(1, 2), noise.fold(0)),
+            "proportions": drawn(gamma, noise.fold(1)),
         }
 
     def factor_log_density(self, data: Data, factors: Params, draws: Params) -> Tensor:
@@ -291,7 +302,7 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
             seeds = np.array(noise.integers(), dtype=np.uint64)
 
             def chain(c: int) -> None:
-                kernels.sweep(first, word, topic[c], by_word[c], self.alpha, self.eta, seeds[c])
+                lda_gibbs.sweep(first, word, topic[c], by_word[c], self.alpha, self.eta, seeds[c])
 
             kernels.each(chain, len(topic))
             return params
@@ -308,7 +319,7 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
         for chain in range(chains):
             np.add.at(by_doc[chain], (doc, params["z"][chain].numpy()), 1)
         joint = [
-            kernels.log_joint(by_doc[c], by_word[c], self.alpha, self.eta) for c in range(chains)
+            lda_gibbs.log_joint(by_doc[c], by_word[c], self.alpha, self.eta) for c in range(chains)
         ]
         like = data["count"]
         topics = _tensor(by_word.swapaxes(1, 2), like) + self.eta
@@ -318,71 +329,6 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
             "proportions": _inside(noise.fold(1).dirichlet(proportions)),
             "log_joint": _tensor(np.array(joint), like),
         }
-
-
-class WordCounts(dist.TorchDistribution):
-    """Counts of entries (document, word), log p = count log sum_k proportions_dk topics_kw.
-
-    Draws are what a multinomial document of the same length has at the entries, so that they and
-    the words that it had no entry for add up to the document's length.
-    """
-
-    arg_constraints: ClassVar[dict[str, Any]] = {}
-    support = constraints.nonnegative_integer
-    has_rsample = False
-
-    def __init__(
-        self, proportions: Tensor, topics: Tensor, doc: Tensor, word: Tensor, count: Tensor
-    ) -> None:
-        self.proportions, self.topics = proportions, topics  # (M, K), (K, V)
-        self.doc, self.word, self.count = doc, word, count  # (E,) each
-        super().__init__(batch_shape=doc.shape, validate_args=False)
-
-    def expand(self, batch_shape: Any, _instance: Any = None) -> WordCounts:
-        if torch.Size(batch_shape) != self.batch_shape:
-            raise ModelError("counts have one distribution for each entry; they do not expand")
-        return self
-
-    def probabilities(self) -> Tensor:
-        """p_dw of every entry: (E,). Entries x topics are made in chunks."""
-        size = max(1, _CHUNK // self.proportions.shape[-1])
-        by_word = self.topics.T
-        parts = [
-            (self.proportions[doc] * by_word[word]).sum(-1)
-            for doc, word in zip(self.doc.split(size), self.word.split(size), strict=True)
-        ]
-        return torch.cat(parts) if len(parts) > 1 else parts[0]
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        tiny = torch.finfo(value.dtype).tiny
-        return value * self.probabilities().clamp(min=tiny).log()
-
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        if len(sample_shape):
-            raise ModelError("counts are drawn one set at a time; draw in a loop")
-        # each token's uniform number picks an entry of its document, or none
-        cumulative = self.probabilities().cumsum(0)
-        tokens = self.doc.repeat_interleave(self.count.long())
-        begins = torch.searchsorted(self.doc, torch.unique_consecutive(self.doc))
-        before = torch.cat([cumulative.new_zeros(1), cumulative])[begins]
-        ends = torch.cat([begins[1:], begins.new_tensor([len(self.doc)])])
-        rank = torch.searchsorted(torch.unique_consecutive(self.doc), tokens)
-        place = before[rank] + torch.rand(tokens.shape, dtype=cumulative.dtype)
-        entry = torch.searchsorted(cumulative, place, right=True)
-        drawn = torch.where(entry < ends[rank], entry, len(self.doc))
-        ones = torch.ones_like(place)
-        return torch.zeros(len(self.doc) + 1, dtype=ones.dtype).index_add(0, drawn, ones)[:-1]
-
-
-def assignments(affinity: Tensor) -> Tensor:
-    """For each square matrix of (N, K, K), the rows that serve columns 0, 1, ... best: (N, K).
-
-    The sum of the chosen entries is the largest possible (the assignment problem).
-    """
-    from scipy.optimize import linear_sum_assignment
-
-    chosen = [linear_sum_assignment(one.T, maximize=True)[1] for one in affinity.cpu().numpy()]
-    return torch.as_tensor(np.stack(chosen))
 
 
 def _shares(x: Tensor) -> Tensor:

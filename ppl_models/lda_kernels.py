@@ -17,7 +17,7 @@ import torch
 from numba import njit
 
 # sums may be reordered, which lets them be vectorised; infinities and NaN keep their meaning
-_FAST: Any = {"reassoc", "contract", "nsz", "arcp"}
+FAST: Any = {"reassoc", "contract", "nsz", "arcp"}
 _TINY = 1e-300
 
 
@@ -54,10 +54,21 @@ def _tail(y: float) -> float:
 
 
 @njit(cache=True, inline="always")
+def _exp(v: float) -> float:
+    """exp(v) for v <= 1 as exp(v / 1024)^1024, to 1e-12: unlike math.exp it is vectorised."""
+    r = max(v, -700.0) * 2.0**-10
+    e = 1 + r / 6 * (1 + r / 7 * (1 + r / 8 * (1 + r / 9 * (1 + r / 10))))
+    e = 1 + r * (1 + r / 2 * (1 + r / 3 * (1 + r / 4 * (1 + r / 5 * e))))
+    for _ in range(10):
+        e *= e
+    return e
+
+
+@njit(cache=True, inline="always")
 def exp_digamma(x: float) -> float:
     """exp(digamma(x)) for x > 0: digamma(x) = digamma(x + 8) - sum_i 1 / (x + i)."""
     y = x + 8.0
-    return y * math.exp(-_tail(y) - _shift(x)[0])
+    return y * _exp(-_tail(y) - _shift(x)[0])
 
 
 @njit(cache=True, inline="always")
@@ -70,7 +81,7 @@ def digamma(x: float) -> float:
 # -- expectation-maximisation ----------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def expected_counts(
     starts: Any, word: Any, count: Any, proportions: Any, topics: Any, by_doc: Any, by_word: Any
 ) -> None:
@@ -100,7 +111,7 @@ def expected_counts(
 # -- mean field ------------------------------------------------------------------------------------
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def expected_topics(weights: Any, eta: float, out: Any) -> float:
     """Fill ``out`` (V, K) with exp E log topics under Dirichlet(weights[:, k]); KL from the prior.
 
@@ -138,7 +149,7 @@ def _log_gamma_above(y: float, log_y: float) -> float:
     return (y - 0.5) * log_y - y + 0.9189385332046727 + series / y
 
 
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
 def local_factors(
     starts: Any, word: Any, count: Any, chosen: Any, expected: Any, alpha: float,
     steps: int, tol: float, gamma: Any, statistics: Any,
@@ -209,104 +220,15 @@ def local_factors(
     return elbo + len(chosen) * (math.lgamma(topics * alpha) - topics * math.lgamma(alpha))
 
 
-# -- collapsed Gibbs -------------------------------------------------------------------------------
+# -- evaluation ------------------------------------------------------------------------------------
 
 
-@njit(cache=True, inline="always")
-def _uniform(seed: np.uint64, index: int) -> float:
-    """Uniform on [0, 1) at a counter, by SplitMix64 (Steele, Lea & Flood 2014)."""
-    z = seed + np.uint64(0x9E3779B97F4A7C15) * np.uint64(index + 1)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    z = z ^ (z >> np.uint64(31))
-    return (z >> np.uint64(11)) * 2.0**-53
-
-
-@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
-def sweep(
-    starts: Any, word: Any, z: Any, by_word: Any, alpha: float, eta: float, seed: np.uint64
-) -> None:
-    """Draw the topic of every token in turn given all others (Griffiths & Steyvers 2004).
-
-    With the token itself taken away, topic k has probability proportional to
-    (n_dk + alpha) (n_wk + eta) / (n_k + V eta). ``starts``, ``word`` and ``z`` (tokens,) are of
-    tokens; ``z`` and ``by_word`` (V, K), the counts n_wk, are changed in place.
-
-    The token's own topic comes first in the cumulative sum, so that a token that stays, as most do,
-    costs one vectorised sum and changes nothing.
-    """
-    words, topics = by_word.shape
-    totals = np.zeros(topics)
-    reciprocal = np.empty(topics)
-    local = np.empty(topics)  # n_dk + alpha
-    weight = np.empty(topics)  # (n_dk + alpha) / (n_k + V eta)
-    p = np.empty(topics)
-    prior = words * eta
-    for w in range(words):
-        for k in range(topics):
-            totals[k] += by_word[w, k]
-    for k in range(topics):
-        reciprocal[k] = 1.0 / (totals[k] + prior)
-    for d in range(len(starts) - 1):
-        local[:] = alpha
-        for i in range(starts[d], starts[d + 1]):
-            local[z[i]] += 1.0
-        for k in range(topics):
-            weight[k] = local[k] * reciprocal[k]
-        for i in range(starts[d], starts[d + 1]):
-            old = z[i]
-            row = by_word[word[i]]
-            total = 0.0
-            for k in range(topics):
-                value = weight[k] * (row[k] + eta)
-                p[k] = value
-                total += value
-            stay = (local[old] - 1.0) * (row[old] - 1 + eta) / (totals[old] - 1.0 + prior)
-            left = _uniform(seed, i) * (total - p[old] + stay) - stay
-            if left < 0.0:
-                continue
-            p[old] = 0.0
-            new = -1
-            for k in range(topics):
-                if p[k] > 0.0:
-                    new = k
-                    left -= p[k]
-                    if left < 0.0:
-                        break
-            if new < 0:  # one topic alone
-                continue
-            row[old] -= 1
-            row[new] += 1
-            totals[old] -= 1.0
-            totals[new] += 1.0
-            local[old] -= 1.0
-            local[new] += 1.0
-            reciprocal[old] = 1.0 / (totals[old] + prior)
-            reciprocal[new] = 1.0 / (totals[new] + prior)
-            weight[old] = local[old] * reciprocal[old]
-            weight[new] = local[new] * reciprocal[new]
-            z[i] = new
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def log_joint(by_doc: Any, by_word: Any, alpha: float, eta: float) -> float:
-    """Log p(w, z), topics and proportions integrated out, from the counts (M, K) and (V, K)."""
-    return _log_dirichlet_multinomial(by_doc.T, alpha) + _log_dirichlet_multinomial(by_word, eta)
-
-
-@njit(cache=True, nogil=True, error_model="numpy")
-def _log_dirichlet_multinomial(counts: Any, prior: float) -> float:
-    """Sum over columns of log [Gamma(R a) / Gamma(n + R a) prod_r Gamma(n_r + a) / Gamma(a)]."""
-    rows, columns = counts.shape
-    totals = np.zeros(columns)
-    result = 0.0
-    base = math.lgamma(prior)
-    for r in range(rows):
-        for c in range(columns):
-            n = counts[r, c]
-            if n > 0:
-                totals[c] += n
-                result += math.lgamma(n + prior) - base
-    for c in range(columns):
-        result += math.lgamma(rows * prior) - math.lgamma(totals[c] + rows * prior)
-    return result
+@njit(cache=True, nogil=True, fastmath=FAST, error_model="numpy")
+def mixed(doc: Any, word: Any, proportions: Any, topics: Any, out: Any) -> None:
+    """Fill ``out`` (E,) with sum_k proportions[d, k] topics[w, k] of each entry."""
+    for e in range(len(doc)):
+        theta, phi = proportions[doc[e]], topics[word[e]]
+        total = 0.0
+        for k in range(len(theta)):
+            total += theta[k] * phi[k]
+        out[e] = total

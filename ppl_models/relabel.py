@@ -40,10 +40,10 @@ def relabelled(draws: Params, structure: Structure) -> Params:
     order = matched(features).reshape(*lead, k)
     if bool((order == torch.arange(k, device=order.device)).all()):
         return draws
-    result = {**draws, "weights": weights.gather(-1, order), "mean": _permuted(mean, order, 1)}
+    result = {**draws, "weights": weights.gather(-1, order), "mean": permuted(mean, order, 1)}
     if not structure.tied:
         events = 2 if structure.matrix else 0 if structure.shared else 1
-        result["covariance"] = _permuted(draws["covariance"], order, events)
+        result["covariance"] = permuted(draws["covariance"], order, events)
     if "z" in draws:
         place = order.argsort(-1)
         z = draws["z"].long()
@@ -66,21 +66,21 @@ def matched(features: Tensor) -> Tensor:
         return starts[0]
     order = min(starts, key=lambda o: _loss(scaled, o))
     for _ in range(_ROUNDS):
-        pivot = _permuted(scaled, order, 1).mean(0)
-        new = _assigned((scaled[:, None] - pivot[:, None]).square().sum(-1))
+        pivot = permuted(scaled, order, 1).mean(0)
+        new = assigned((scaled[:, None] - pivot[:, None]).square().sum(-1))
         if bool((new == order).all()):
             break
         order = new
-    final = _permuted(features[..., :1], order, 1).mean(0)[:, 0].argsort()
+    final = permuted(features[..., :1], order, 1).mean(0)[:, 0].argsort()
     return order[:, final] if k > 1 else identity.expand(draws, k)
 
 
 def _loss(features: Tensor, order: Tensor) -> float:
-    permuted = _permuted(features, order, 1)
-    return float((permuted - permuted.mean(0)).square().sum())
+    ordered = permuted(features, order, 1)
+    return float((ordered - ordered.mean(0)).square().sum())
 
 
-def _assigned(cost: Tensor) -> Tensor:
+def assigned(cost: Tensor) -> Tensor:
     """The components that take labels 0..K-1 at the least cost: (S, label, component) -> (S, K)."""
     k = cost.shape[-1]
     if k <= _ALL_PERMUTATIONS:
@@ -91,7 +91,7 @@ def _assigned(cost: Tensor) -> Tensor:
     return torch.as_tensor(np.stack(rows), device=cost.device)
 
 
-def _permuted(value: Tensor, order: Tensor, events: int) -> Tensor:
+def permuted(value: Tensor, order: Tensor, events: int) -> Tensor:
     """``value`` (..., K, *event) with its components in ``order`` (..., K)."""
     index = order.reshape(*order.shape, *[1] * events)
     return value.gather(order.dim() - 1, index.expand(*order.shape, *value.shape[order.dim() :]))
