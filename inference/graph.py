@@ -19,6 +19,8 @@ from torch._decomp import get_decompositions
 from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from inference.simplify import simplified
+
 Tier = Literal["eager", "traced", "compiled"]
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
 
@@ -61,7 +63,7 @@ def batched(
         return value, gradient
 
     with torch.no_grad():
-        return _tidy(make_fx(function, decomposition_table=table)(example.clone()))
+        return simplified(_tidy(make_fx(function, decomposition_table=table)(example.clone())))
 
 
 def value_only(graph: fx.GraphModule) -> Callable[[Tensor], Tensor]:
@@ -83,7 +85,8 @@ def batched_over_rows(
         return value, gradient
 
     with torch.no_grad():
-        return _tidy(make_fx(function)(example.clone(), rows.clone())).forward  # type: ignore[return-value]
+        graph = _tidy(make_fx(function)(example.clone(), rows.clone()))
+        return simplified(graph).forward  # type: ignore[return-value]
 
 
 def compiled(graph: fx.GraphModule, example: Tensor) -> ValueAndGrad:
