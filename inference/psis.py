@@ -10,6 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import logsumexp
 
+_EQUAL = 1e-8
+"""Weights that differ by less than this share of the largest differ by rounding."""
+
 
 class Smoothed(NamedTuple):
     """Normalised log weights (S,), the tail's shape k-hat, and the effective sample size."""
@@ -35,11 +38,11 @@ def smooth(log_ratios: np.ndarray) -> Smoothed:
         cut = logs[order[-tail - 1]]
         largest = order[-tail:]
         excess = np.exp(logs[largest]) - np.exp(cut)
-        if np.isfinite(cut) and excess[-1] > 0:
+        if np.isfinite(cut) and excess[-1] > _EQUAL:
             k_hat, sigma = _fit_pareto(excess)
             quantiles = _pareto_quantiles((np.arange(tail) + 0.5) / tail, k_hat, sigma)
             logs[largest] = np.minimum(np.log(quantiles + np.exp(cut)), 0.0)
-        elif excess[-1] == 0:
+        elif excess[-1] <= _EQUAL:
             k_hat = -np.inf  # equal weights have no tail
     logs = logs - logsumexp(logs)
     return Smoothed(logs, float(k_hat), float(np.exp(-logsumexp(2 * logs))))

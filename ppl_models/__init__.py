@@ -7,7 +7,9 @@ Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``H
 from ppl_models.base import HasConditionals, HasEM, HasGuide, HasMeanField, Model
 from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
 from ppl_models.gmm import GaussianMixture
+from ppl_models.lda import LatentDirichletAllocation
 from ppl_models.logistic import LogisticRegression
+from ppl_models.naive_bayes import NaiveBayes
 from ppl_models.noise import Noise
 from ppl_models.oring import ORing
 from ppl_models.ppca import PPCA
@@ -24,9 +26,11 @@ __all__ = [
     "HasEM",
     "HasGuide",
     "HasMeanField",
+    "LatentDirichletAllocation",
     "LogisticRegression",
     "Model",
     "ModelError",
+    "NaiveBayes",
     "Noise",
     "NormalPrior",
     "ORing",

@@ -18,6 +18,7 @@ import torch
 from pyro.distributions import constraints
 
 from inference import (
+    CAVI,
     EM,
     HMC,
     MH,
@@ -30,7 +31,15 @@ from inference import (
     arviz_bridge,
     fit,
 )
-from ppl_models import PPCA, DataError, EngineError, LogisticRegression, ModelError, ORing
+from ppl_models import (
+    PPCA,
+    DataError,
+    EngineError,
+    LogisticRegression,
+    ModelError,
+    NaiveBayes,
+    ORing,
+)
 from tests.programs import Means
 
 pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
@@ -91,6 +100,7 @@ class Row(NamedTuple):
 ORINGS = {"alpha": (), "beta": (), "p": (5,)}
 FEATURES = {"x": RNG.normal(size=(6, 2)), "y": [0, 1, 1, 0, 1, 0]}
 BOTH = ("EM", "Gibbs")
+ALL = (*BOTH, "CAVI")
 MODELS = {
     "oring": Row(ORing(), None, ORINGS, ("alpha", "beta"), BOTH, improper=True),
     "oring, flat": Row(ORing(prior="flat"), None, ORINGS, ("alpha", "beta"), BOTH, improper=True),
@@ -104,6 +114,27 @@ MODELS = {
     ),
     "logistic": Row(
         LogisticRegression(), FEATURES, {"alpha": (), "beta": (2,)}, ("alpha", "beta"), BOTH
+    ),
+    "naive Bayes, bits": Row(
+        NaiveBayes("bernoulli"),
+        {"x": [[0, 1], [1, 1], [1, 0], [0, 0]], "y": [0, 1, 1, 0]},
+        {"weights": (2,), "probability": (2, 2)},
+        ("weights", "probability"),
+        ALL,
+    ),
+    "naive Bayes, codes": Row(
+        NaiveBayes("categorical"),
+        {"x": [[0, 1], [1, 2], [1, 0], [0, 0]], "y": [0, 1, 1, 0]},
+        {"weights": (2,), "probability_x0": (2, 2), "probability_x1": (2, 3)},
+        ("weights", "probability_x0", "probability_x1"),
+        ALL,
+    ),
+    "naive Bayes, reals": Row(
+        NaiveBayes("gaussian"),
+        {"x": RNG.normal(size=(6, 2)), "y": [0, 1, 1, 0, 1, 0]},
+        {"weights": (2,), "variance": (2, 2), "mean": (2, 2)},
+        ("weights", "variance", "mean"),
+        ALL,
     ),
     "ppca": Row(
         PPCA(1),
@@ -138,14 +169,20 @@ ENGINES = {
     "SVI, full rank": SVI(guide="full-rank", steps=100, draws=20, tier="traced"),
     "Gibbs": Gibbs(chains=2, warmup=5, draws=20),
     "EM": EM(max_steps=200),
+    "CAVI": CAVI(draws=20),
     "ImportanceSampling": ImportanceSampling(proposals=100, draws=20),
 }
-KINDS = {"EM": "point", "SVI": "approximation", "ImportanceSampling": "approximation"}
+KINDS = {
+    "EM": "point",
+    "SVI": "approximation",
+    "CAVI": "approximation",
+    "ImportanceSampling": "approximation",
+}
 
 
 def legal(model: str, engine: str) -> bool:
     row = MODELS[model]
-    if engine in ("EM", "Gibbs"):
+    if engine in ALL:
         return engine in row.capabilities
     return not (engine == "ImportanceSampling" and row.improper)
 
@@ -213,7 +250,11 @@ def test_other_pair_is_refused_with_the_reason(model, engine, monkeypatch):
     with pytest.raises(EngineError) as caught:
         fit(row.model, row.data, ENGINES[engine])
     text = str(caught.value)
-    lacks = {"EM": "lacks e_step, m_step, start", "Gibbs": "lacks conditionals"}
+    lacks = {
+        "EM": "lacks e_step, m_step, start",
+        "Gibbs": "lacks conditionals",
+        "CAVI": "lacks coo",
+    }
     assert lacks.get(engine, "it is improper (flat); give proposal=") in text
 
 
