@@ -19,7 +19,7 @@ from torch._decomp import get_decompositions
 from torch.func import functionalize, grad_and_value, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from inference.simplify import simplified
+from inference.simplify import merged, simplified
 
 Tier = Literal["eager", "traced", "compiled"]
 ValueAndGrad = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -42,7 +42,7 @@ def trace(function: Callable[..., Tensor], *examples: Tensor) -> fx.GraphModule:
         # only a graph can be freed of mutation: Pyro's own autograd functions refuse functionalize
         pure = make_fx(functionalize(graph), decomposition_table=_scatters())
         graph = pure(*[e.clone() for e in examples])
-    return _tidy(_without_copies(graph))
+    return merged(_without_copies(graph))
 
 
 def batched(
@@ -63,7 +63,7 @@ def batched(
         return value, gradient
 
     with torch.no_grad():
-        return simplified(_tidy(make_fx(function, decomposition_table=table)(example.clone())))
+        return simplified(make_fx(function, decomposition_table=table)(example.clone()))
 
 
 def value_only(graph: fx.GraphModule) -> Callable[[Tensor], Tensor]:
@@ -85,7 +85,7 @@ def batched_over_rows(
         return value, gradient
 
     with torch.no_grad():
-        graph = _tidy(make_fx(function)(example.clone(), rows.clone()))
+        graph = make_fx(function)(example.clone(), rows.clone())
         return simplified(graph).forward  # type: ignore[return-value]
 
 
@@ -190,15 +190,6 @@ def _without_copies(graph: fx.GraphModule) -> fx.GraphModule:
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
             graph.graph.erase_node(node)
-    return graph
-
-
-def _tidy(graph: fx.GraphModule) -> fx.GraphModule:
-    from torch._functorch.compile_utils import fx_graph_cse
-
-    graph.graph = fx_graph_cse(graph.graph)
-    graph.graph.eliminate_dead_code()
-    graph.recompile()
     return graph
 
 

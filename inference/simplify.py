@@ -36,7 +36,7 @@ def simplified(graph: fx.GraphModule) -> fx.GraphModule:
     """
     constants = _constants(graph)
     if constants is None:
-        return graph
+        return merged(graph)
     whole: Any = graph.graph
     for node, value in constants.items():
         if node.op == "get_attr":
@@ -56,9 +56,48 @@ def simplified(graph: fx.GraphModule) -> fx.GraphModule:
         same = _idle(node)
         if same is not None:
             node.replace_all_uses_with(same)
+    return merged(graph)
+
+
+def merged(graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph with equal operations on equal arguments done once, and without unused ones."""
+    whole: Any = graph.graph
+    if not any(_writes(node) for node in whole.nodes):
+        seen: dict[Any, Any] = {}
+        for node in list(whole.nodes):
+            if node.op == "get_attr":
+                key: Any = node.target
+            elif node.op == "call_function" and not _random(node):
+                key = (node.target, _frozen(node.args), _frozen(node.kwargs))
+            else:
+                continue
+            first = seen.setdefault(key, node)
+            if first is not node:
+                node.replace_all_uses_with(first)
+                whole.erase_node(node)
     whole.eliminate_dead_code()
     graph.recompile()
     return graph
+
+
+def _frozen(value: Any) -> Any:
+    """Arguments as a key: equal numbers of different types are kept apart."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    if isinstance(value, dict):
+        return tuple((name, _frozen(item)) for name, item in value.items())
+    if isinstance(value, Tensor):
+        return id(value)
+    return (type(value), str(value)) if isinstance(value, int | float | slice) else value
+
+
+def _writes(node: Any) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and schema.is_mutable
+
+
+def _random(node: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
 
 
 def _constants(graph: fx.GraphModule) -> dict[Any, Any] | None:
@@ -75,12 +114,11 @@ def _constants(graph: fx.GraphModule) -> dict[Any, Any] | None:
         if node.op != "call_function":
             continue
         target: Any = node.target
-        schema = getattr(target, "_schema", None)
-        writes = schema is not None and schema.is_mutable
+        writes = _writes(node)
         inputs = node.all_input_nodes
-        if schema is None and target is not operator.getitem:
+        if _random(node):
             continue
-        if torch.Tag.nondeterministic_seeded in getattr(target, "tags", ()):
+        if not hasattr(target, "_schema") and target is not operator.getitem:
             continue
         arguments = node.args
         if target in _BY_SHAPE:
