@@ -14,8 +14,10 @@ from inference.importance import ImportanceSampling
 from inference.mh import MH
 from inference.nuts import NUTS
 from inference.sampling import Sampler
+from inference.smc import SMC
 from inference.svi import SVI
 from inference.target import Target
+from inference.thermodynamic import Thermodynamic
 
 __version__ = "0.1.0"
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "HMC",
     "MH",
     "NUTS",
+    "SMC",
     "SVI",
     "Calibration",
     "Comparison",
@@ -36,6 +39,7 @@ __all__ = [
     "Posterior",
     "Sampler",
     "Target",
+    "Thermodynamic",
     "compare",
     "diagnose",
     "fit",

@@ -62,6 +62,11 @@ class Proposal:
         """Log density at unconstrained points: (C, D) -> (C,)."""
         return self._own.log_joint(self._model.constrain(x)) + self._model.log_jacobian(x)
 
+    def single(self, x: Tensor) -> Tensor:
+        """Log density at one unconstrained point, to be traced: (D,) -> ()."""
+        program = self._model.program
+        return self._program.log_joint(program.constrain(x)) + program.log_jacobian(x)
+
     def start(self, target: Target, noise: Noise) -> Tensor:
         """For each chain the first of its draws with a finite target density: (C, D)."""
         x, log_proposal = self.draw(noise, _STARTS)

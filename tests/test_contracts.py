@@ -23,11 +23,13 @@ from inference import (
     HMC,
     MH,
     NUTS,
+    SMC,
     SVI,
     Gibbs,
     ImportanceSampling,
     InferenceWarning,
     Target,
+    Thermodynamic,
     arviz_bridge,
     fit,
 )
@@ -171,12 +173,16 @@ ENGINES = {
     "EM": EM(max_steps=200),
     "CAVI": CAVI(draws=20),
     "ImportanceSampling": ImportanceSampling(proposals=100, draws=20),
+    "SMC": SMC(particles=20, runs=1, moves=1),
+    "Thermodynamic": Thermodynamic(temperatures=3, chains=2, warmup=25, draws=20),
 }
+FROM_PRIOR = ("ImportanceSampling", "SMC", "Thermodynamic")
 KINDS = {
     "EM": "point",
     "SVI": "approximation",
     "CAVI": "approximation",
     "ImportanceSampling": "approximation",
+    "SMC": "approximation",
 }
 
 
@@ -184,7 +190,7 @@ def legal(model: str, engine: str) -> bool:
     row = MODELS[model]
     if engine in ALL:
         return engine in row.capabilities
-    return not (engine == "ImportanceSampling" and row.improper)
+    return not (engine in FROM_PRIOR and row.improper)
 
 
 PAIRS = [(m, e) for m in MODELS for e in ENGINES if legal(m, e)]
@@ -254,6 +260,8 @@ def test_other_pair_is_refused_with_the_reason(model, engine, monkeypatch):
         "EM": "lacks e_step, m_step, start",
         "Gibbs": "lacks conditionals",
         "CAVI": "lacks coo",
+        "SMC": "improper (flat), so that no path leads from it to the posterior; give reference=",
+        "Thermodynamic": "improper (flat), so that no path leads",
     }
     assert lacks.get(engine, "it is improper (flat); give proposal=") in text
 
