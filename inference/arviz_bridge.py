@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,10 +131,10 @@ def scalars(values: xr.Dataset) -> pd.Series:
     """Every scalar of a Dataset, named ``variable[label, ...]``."""
     rows: dict[str, float] = {}
     for name, array in values.data_vars.items():
-        for index in np.ndindex(array.shape):
-            labels = [array[d].values[i] for d, i in zip(array.dims, index, strict=True)]
-            text = ", ".join(str(label) for label in labels)
-            rows[f"{name}[{text}]" if text else str(name)] = float(array.values[index])
+        labels = itertools.product(*([str(x) for x in array[d].values] for d in array.dims))
+        for label, value in zip(labels, array.values.ravel(), strict=True):
+            text = ", ".join(label)
+            rows[f"{name}[{text}]" if text else str(name)] = float(value)
     return pd.Series(rows, dtype=float)
 
 

@@ -6,7 +6,7 @@ import copy
 import platform
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -28,6 +28,7 @@ from ppl_models.base import Data, Model
 from ppl_models.data import as_fields
 from ppl_models.errors import EngineError
 
+_TABLED = 5_000  # scalars that a table holds
 _THREADS_ABOVE = 200_000  # data elements; below, a second thread waits more than it works
 
 
@@ -109,15 +110,21 @@ class Fit:
             groups["posterior_predictive"] = arviz_bridge.dataset(values, names, leading, attrs)
         return arviz_bridge.build(groups, attrs)
 
-    def summary(self) -> pd.DataFrame:
+    def summary(self, names: Sequence[str] | None = None) -> pd.DataFrame:
         """One row per scalar: mean, sd, and for Markov chains MCSE, R-hat and ESS.
 
         Draws of an approximation are independent, so R-hat would say nothing; a point has no sd.
+
+        Args:
+            names: of the sites and other draws wanted; by default all, or where these hold more
+                than 5,000 scalars, the small ones up to so many.
         """
+        chosen = self._summarised() if names is None else list(names)
         data = self.to_arviz()
         if self.posterior.kind == "point":
-            return pd.DataFrame({"mean": arviz_bridge.scalars(arviz_bridge.group(data, "point"))})
-        draws = arviz_bridge.group(data, "posterior")
+            point = arviz_bridge.group(data, "point")[chosen]
+            return pd.DataFrame({"mean": arviz_bridge.scalars(point)})
+        draws = arviz_bridge.group(data, "posterior")[chosen]
         if self.posterior.kind == "approximation":
             return arviz_bridge.moments(draws)
         return arviz_bridge.statistics(draws)
@@ -172,6 +179,15 @@ class Fit:
 
     def _problem(self) -> Problem:
         return Problem(self.model, self.data, self.program, self.seed, self.dtype, self.device)
+
+    def _summarised(self) -> list[str]:
+        """The draws whose scalars a table can hold, in their order."""
+        lead = 0 if self.posterior.kind == "point" else 2
+        sizes = {k: v.shape[lead:].numel() for k, v in self.posterior.draws.items()}
+        order = sorted(sizes, key=lambda name: sizes[name])
+        totals = np.cumsum([sizes[name] for name in order])
+        small = {name for name, total in zip(order, totals, strict=True) if total <= _TABLED}
+        return [name for name in sizes if name in small]
 
     def _unconstrained(self) -> Tensor:
         if self.posterior.unconstrained is not None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import resources
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import sparse
 
+from ppl_models.counts import corpus
 from ppl_models.errors import DataError
 
 
@@ -97,3 +100,28 @@ def read_texts(folder: str | PathLike[str], **settings: Any) -> dict[str, Any]:
         raise DataError(f"{folder}: {len(files)} files *.txt: {error}") from error
     filled = np.asarray(counts.sum(1)).ravel() > 0
     return {"counts": counts[filled], "vocabulary": vectorizer.get_feature_names_out().tolist()}
+
+
+def held_out(data: Any, every: int = 10) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A corpus in two, for training and to be judged by: every ``every``-th document is held out.
+
+    Both have the words of the whole. Raises ``DataError`` as ``counts.corpus`` does.
+    """
+    fields = corpus(data)
+    triples = fields["count"].numpy(), (fields["doc"].numpy(), fields["word"].numpy())
+    counts = sparse.csr_array(triples, shape=(fields["documents"], fields["words"]))
+    held = np.arange(fields["documents"]) % every == every - 1
+    names = {"vocabulary": fields["vocabulary"]}
+    return {"counts": counts[~held], **names}, {"counts": counts[held], **names}
+
+
+def reuters() -> Any:
+    """The 395 Reuters stories that the package ``lda`` carries, 4,258 words.
+
+    Raises ``DataError`` where it is not installed.
+    """
+    try:
+        folder = Path(str(resources.files("lda"))) / "tests"
+    except ModuleNotFoundError as error:
+        raise DataError("the Reuters stories come with the package lda: pip install lda") from error
+    return read_corpus(folder / "reuters.ldac", folder / "reuters.tokens")
