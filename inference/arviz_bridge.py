@@ -98,6 +98,23 @@ def load(path: str | os.PathLike[str]) -> Any:
     return az.from_netcdf(str(path), engine="h5netcdf")
 
 
+def kind(data: Any) -> str:
+    """What the draws are: "samples" of Markov chains unless the object says otherwise."""
+    if has_group(data, "point"):
+        return "point"
+    return str(attributes(data).get("kind", "samples"))
+
+
+def summary(data: Any, names: Sequence[str] | None = None) -> pd.DataFrame:
+    """One row per scalar of the posterior, or of some variables: see ``Fit.summary``."""
+    what = kind(data)
+    draws = group(data, "point" if what == "point" else "posterior")
+    draws = draws if names is None else draws[list(names)]
+    if what == "point":
+        return pd.DataFrame({"mean": scalars(draws)})
+    return moments(draws) if what == "approximation" else statistics(draws)
+
+
 def moments(posterior: xr.Dataset) -> pd.DataFrame:
     """Mean and sd of every scalar."""
     sample = ("chain", "draw")

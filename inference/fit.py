@@ -120,14 +120,7 @@ class Fit:
                 than 5,000 scalars, the small ones up to so many.
         """
         chosen = self._summarised() if names is None else list(names)
-        data = self.to_arviz()
-        if self.posterior.kind == "point":
-            point = arviz_bridge.group(data, "point")[chosen]
-            return pd.DataFrame({"mean": arviz_bridge.scalars(point)})
-        draws = arviz_bridge.group(data, "posterior")[chosen]
-        if self.posterior.kind == "approximation":
-            return arviz_bridge.moments(draws)
-        return arviz_bridge.statistics(draws)
+        return arviz_bridge.summary(self.to_arviz(), chosen)
 
     def log_likelihood(self) -> dict[str, Tensor]:
         """Log likelihood of each observation at each draw, {site: (chain, draw, *batch)}."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,11 +19,12 @@ from matplotlib.figure import Figure
 
 from inference import arviz_bridge, ergodic
 from inference.diagnostics import diagnose
+from inference.finding import Finding
+from inference.fit import Fit
 from inference.storage import whole
 
 if TYPE_CHECKING:
     from inference.compare import Comparison
-    from inference.fit import Fit
 
 _PLOTTED = 8  # scalars per plot
 _ROWS = 60  # rows of a table that are shown unfolded
@@ -37,85 +38,95 @@ class Picture(NamedTuple):
     caption: str
 
 
+class Part(NamedTuple):
+    """One fit on the page."""
+
+    name: str
+    data: Any  # the ArviZ object
+    kind: str
+    findings: list[Finding]
+    table: pd.DataFrame
+
+
 def write_report(
-    fits: Mapping[str, Fit],
+    fits: Mapping[str, Any],
     path: str | PathLike[str],
     *,
     comparison: Comparison | None = None,
     figures: Mapping[str, Figure] | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write the report of some fits; with a comparison its table and forest plot too.
+    """Write the report of some fits, or of any ArviZ objects; with a comparison its table too.
 
     Everything is inside the file: no script, no request. The file appears whole.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("inference"), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    parts = [_part(name, fit) for name, fit in fits.items()]
     with mpl.rc_context({"figure.dpi": 90, "savefig.dpi": 90}), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # plotting libraries' own; findings are in the fits
-        page = _page(fits, comparison, figures, title)
+        page = _page(parts, comparison, figures)
+        page["title"] = title or f"{_model(fits)}{', '.join(fits)}"
         html = environment.get_template("report.html").render(page)
     with whole(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return Path(path)
 
 
+def _part(name: str, fit: Any) -> Part:
+    if isinstance(fit, Fit):
+        return Part(name, fit.to_arviz(), fit.posterior.kind, diagnose(fit), fit.summary())
+    kind = arviz_bridge.kind(fit)
+    found = [] if kind == "point" else diagnose(fit)
+    return Part(name, fit, kind, found, arviz_bridge.summary(fit))
+
+
+def _model(fits: Mapping[str, Any]) -> str:
+    models = [fit.model for fit in fits.values() if isinstance(fit, Fit)]
+    return f"{getattr(models[0], '__name__', type(models[0]).__name__)}: " if models else ""
+
+
 def _page(
-    fits: Mapping[str, Fit],
-    comparison: Comparison | None,
-    figures: Mapping[str, Figure] | None,
-    title: str | None,
+    parts: list[Part], comparison: Comparison | None, figures: Mapping[str, Figure] | None
 ) -> dict[str, Any]:
     from inference.compare import COLUMNS
 
-    findings = [
-        (name, finding.severity, finding.text)
-        for name, fit in fits.items()
-        for finding in diagnose(fit)
-    ]
+    findings = [(part.name, f.severity, f.text) for part in parts for f in part.findings]
     pictures = [_picture(figure, caption) for caption, figure in (figures or {}).items()]
     table = None
     if comparison is not None:
         failures = comparison.failures.items()
         findings += [(name, "error", f"failed: {text}") for name, text in failures]
         table = _folded(comparison.table)
-        forest = {name: fit for name, fit in fits.items() if fit.posterior.kind != "point"}
-        if forest:
-            data = {name: fit.to_arviz() for name, fit in forest.items()}
-            variables = _variables(next(iter(forest.values())))
-            if variables:
-                figure = arviz_bridge.plot_forest(data, variables)
-                pictures.append(_picture(figure, "Means and 94 % intervals by engine"))
-    model = type(next(iter(fits.values())).model).__name__ if fits else ""
-    if fits and model == "function":
-        model = getattr(next(iter(fits.values())).model, "__name__", "program")
+        drawn = [part for part in parts if part.kind != "point"]
+        variables = _variables(drawn[0]) if drawn else []
+        if variables:
+            figure = arviz_bridge.plot_forest({part.name: part.data for part in drawn}, variables)
+            pictures.append(_picture(figure, "Means and 94 % intervals by engine"))
     return {
-        "title": title or f"{model}: {', '.join(fits)}",
         "findings": findings,
         "table": table,
         "columns": COLUMNS,
         "figures": pictures,
-        "fits": [_section(name, fit) for name, fit in fits.items()],
+        "fits": [_section(part) for part in parts],
     }
 
 
-def _section(name: str, fit: Fit) -> dict[str, Any]:
-    summary = fit.summary()
-    data = fit.to_arviz()
+def _section(part: Part) -> dict[str, Any]:
+    attributes = arviz_bridge.attributes(part.data)
     return {
-        "name": name,
-        "findings": [(finding.severity, finding.text) for finding in diagnose(fit)],
-        "table": _folded(summary.reset_index(names="parameter")),
-        "figures": _plots(name, fit, data),
-        "attributes": {k: v for k, v in arviz_bridge.attributes(data).items() if k != "elbo_trace"},
+        "name": part.name,
+        "findings": [(finding.severity, finding.text) for finding in part.findings],
+        "table": _folded(part.table.reset_index(names="parameter")),
+        "figures": _plots(part),
+        "attributes": {k: v for k, v in attributes.items() if k != "elbo_trace"},
     }
 
 
-def _plots(name: str, fit: Fit, data: Any) -> list[Picture]:
-    variables = _variables(fit)
-    pictures = []
-    if fit.posterior.kind == "samples" and variables:
+def _plots(part: Part) -> list[Picture]:
+    name, data, variables, pictures = part.name, part.data, _variables(part), []
+    if part.kind == "samples" and variables:
         for caption, plot in (
             ("Marginal densities and traces by chain", arviz_bridge.plot_trace),
             ("Rank plots: level bars mean that the chains agree", arviz_bridge.plot_rank),
@@ -124,31 +135,33 @@ def _plots(name: str, fit: Fit, data: Any) -> list[Picture]:
             pictures.append(_picture(plot(data, variables), f"{name}: {caption}"))
         caption = "Running means over all chains, with their 95 % bands"
         pictures.append(_picture(_averages(data, variables), f"{name}: {caption}"))
-        if "energy" in fit.posterior.stats:
+        if _has_energy(data):
             caption = "Energy: marginal and transition distributions should overlap"
             pictures.append(_picture(arviz_bridge.plot_energy(data), f"{name}: {caption}"))
-    elif fit.posterior.kind == "approximation" and variables:
+    elif part.kind == "approximation" and variables:
         figure = arviz_bridge.plot_posterior(data, variables)
         pictures.append(_picture(figure, f"{name}: marginal densities of the approximation"))
-        trace = fit.posterior.attributes.get("elbo_trace")
-        if trace:
-            pictures.append(_picture(_elbo(trace), f"{name}: ELBO, mean of every hundred steps"))
+        trace = arviz_bridge.attributes(data).get("elbo_trace")
+        if trace is not None and len(trace) > 1:
+            pictures.append(_picture(_elbo(trace), f"{name}: the ELBO as it rose"))
     return pictures
 
 
-def _variables(fit: Fit) -> list[str]:
-    """Continuous sites and deterministic sites, while they are few enough to plot."""
-    if fit.posterior.kind == "point":
+def _has_energy(data: Any) -> bool:
+    if not arviz_bridge.has_group(data, "sample_stats"):
+        return False
+    return "energy" in arviz_bridge.group(data, "sample_stats")
+
+
+def _variables(part: Part) -> list[str]:
+    """Real-valued variables, while they are few enough to plot."""
+    if part.kind == "point":
         return []
-    names = [site.name for site in fit.program.sites] + fit.program.deterministic
     chosen, count = [], 0
-    for name in names:
-        draws = fit.posterior.draws.get(name)
-        if draws is None:
-            continue
-        size = draws[0, 0].numel()
-        if count + size <= _PLOTTED:
-            chosen.append(name)
+    for name, draws in arviz_bridge.group(part.data, "posterior").data_vars.items():
+        size = draws.size // max(1, draws.sizes["chain"] * draws.sizes["draw"])
+        if draws.dtype.kind == "f" and size and count + size <= _PLOTTED:
+            chosen.append(str(name))
             count += size
     return chosen
 
@@ -182,11 +195,11 @@ def _averages(data: Any, variables: list[str]) -> Figure:
     return figure
 
 
-def _elbo(trace: list[float]) -> Figure:
+def _elbo(trace: Sequence[float]) -> Figure:
     figure = Figure(figsize=(7, 3), layout="constrained")
     axes = figure.subplots()
-    axes.plot([100 * (i + 1) for i in range(len(trace))], trace)
-    axes.set_xlabel("step")
+    axes.plot(np.arange(1, len(trace) + 1), trace)
+    axes.set_xlabel("look at the ELBO")
     axes.set_ylabel("ELBO (nats)")
     return figure
 
