@@ -15,6 +15,7 @@ from inference.mh import MH
 from inference.nuts import NUTS
 from inference.sampling import Sampler
 from inference.smc import SMC
+from inference.stein import Discrepancy, ksd
 from inference.svi import SVI
 from inference.target import Target
 from inference.thermodynamic import Thermodynamic
@@ -30,6 +31,7 @@ __all__ = [
     "SVI",
     "Calibration",
     "Comparison",
+    "Discrepancy",
     "Engine",
     "Finding",
     "Fit",
@@ -43,6 +45,7 @@ __all__ = [
     "compare",
     "diagnose",
     "fit",
+    "ksd",
     "sbc",
     "target",
 ]
