@@ -37,6 +37,7 @@ from ppl_models import (
     PPCA,
     DataError,
     EngineError,
+    LatentDirichletAllocation,
     LogisticRegression,
     ModelError,
     NaiveBayes,
@@ -136,6 +137,13 @@ MODELS = {
         {"x": RNG.normal(size=(6, 2)), "y": [0, 1, 1, 0, 1, 0]},
         {"weights": (2,), "variance": (2, 2), "mean": (2, 2)},
         ("weights", "variance", "mean"),
+        ALL,
+    ),
+    "topics": Row(
+        LatentDirichletAllocation(2, 1.5, 1.2),
+        [[2, 1, 0], [0, 1, 2]],
+        {"topics": (2, 3), "proportions": (2, 2), "topic_shares": (2,)},
+        ("topics", "proportions"),
         ALL,
     ),
     "ppca": Row(

@@ -225,7 +225,7 @@ def test_the_elbo_is_exact_rises_and_bounds_the_evidence():
 
 
 def test_cavi_rises_on_a_larger_corpus_and_returns_its_factors_moments():
-    engine = CAVI(restarts=2, max_steps=300, draws=4000)
+    engine = CAVI(restarts=2, max_steps=300, draws=10)
     result = fit(MODEL, SMALL, engine, seed=2)
     trace = np.array(result.posterior.attributes["elbo_trace"])
     assert (np.diff(trace) > -1e-4 * abs(trace[-1])).all()
