@@ -12,8 +12,8 @@ import typer
 from inference import Engine
 from ppl_models import SuiteError
 
-MISTAKE, FAILED = 2, 1
-"""Exit codes: the user's mistake, found before work; an engine that failed."""
+MISTAKE, FAILED, BAD = 2, 1, 3
+"""Exit codes: the user's mistake, found before work; an engine that failed; a bad verdict."""
 
 
 def chosen(names: str, known: Mapping[str, Callable[[], Engine]]) -> dict[str, Engine]:
