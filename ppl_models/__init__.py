@@ -9,6 +9,7 @@ from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
 from ppl_models.gmm import GaussianMixture
 from ppl_models.lda import LatentDirichletAllocation
 from ppl_models.logistic import LogisticRegression
+from ppl_models.mixture_ppca import MixturePPCA
 from ppl_models.naive_bayes import NaiveBayes
 from ppl_models.noise import Noise
 from ppl_models.oring import ORing
@@ -28,6 +29,7 @@ __all__ = [
     "HasMeanField",
     "LatentDirichletAllocation",
     "LogisticRegression",
+    "MixturePPCA",
     "Model",
     "ModelError",
     "NaiveBayes",

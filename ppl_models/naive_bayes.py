@@ -17,6 +17,7 @@ from torch import Tensor
 from ppl_models.base import Data, HasConditionals, HasEM, HasMeanField, Objective, Params, Use
 from ppl_models.conjugate_normal import STRUCTURES, Natural, Prior
 from ppl_models.errors import DataError, ModelError
+from ppl_models.inverse_wishart import Placed, ScaledInverseChiSquared
 from ppl_models.labelled_data import labelled, prepared_rows
 from ppl_models.noise import Noise
 from ppl_models.quadratic_rows import LOG_2PI, Moments
@@ -49,8 +50,6 @@ class NaiveBayes(HasEM, HasMeanField, HasConditionals):
     exact: its factors are the posterior and its ELBO is the log evidence. So are Gibbs draws, which
     are independent. ``predict_proba`` gives class probabilities from the draws of any fit,
     ``exact_proba`` in closed form.
-
-    NUTS, MH and SVI begin within a few units of zero: standardise gaussian features for them.
 
     scikit-learn's estimates are these: with ``objective="likelihood"`` GaussianNB(var_smoothing=0);
     with ``objective="joint"``, class_alpha=1 and an alpha larger by one BernoulliNB(alpha) and
@@ -107,11 +106,12 @@ class NaiveBayes(HasEM, HasMeanField, HasConditionals):
         if self.features == "gaussian":
             assert centre is not None
             assert spread is not None
-            half = SCALE * spread.square() / 2
-            inverse_gamma = dist.InverseGamma(torch.full_like(half, DEGREES / 2), half)
-            variance = pyro.sample("variance", inverse_gamma.expand((k, d)).to_event(2))
-            wide = (variance / SHRINKAGE).sqrt()
-            mean = pyro.sample("mean", dist.Normal(centre.expand(k, d), wide).to_event(2))
+            with pyro.plate("classes", k, dim=-1):
+                scale = (SCALE * spread.square()).expand(k, d)
+                variances = ScaledInverseChiSquared(DEGREES, scale).to_event(1)
+                variance = pyro.sample("variance", variances)
+                normal = dist.Normal(centre, (variance / SHRINKAGE).sqrt()).to_event(1)
+                mean = pyro.sample("mean", Placed(normal, centre, spread))
             law = lambda of: dist.Normal(mean[of], variance[of].sqrt())  # noqa: E731
         elif self.features == "bernoulli":
             alpha = torch.full((k, d), self.alpha, dtype=like.dtype, device=like.device)

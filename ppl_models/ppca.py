@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ppl_models.base import Data, HasConditionals, HasEM, Objective, Params
 from ppl_models.errors import DataError, ModelError
+from ppl_models.inverse_wishart import Placed, ScaledInverseChiSquared
 from ppl_models.low_rank import LowRankNormal
 from ppl_models.noise import Noise
 from ppl_models.quadratic import Quadratic
@@ -75,8 +76,8 @@ class PPCA(HasEM, HasConditionals):
             own = scaled(x, {})
             centre, scale = own["centre"], own["scale"]
         shape = (x.shape[-1], self.latent)
-        loadings = pyro.sample("loadings", loadings_prior(scale, shape).to_event(2))
-        mean = pyro.sample("mean", mean_prior(centre, scale).to_event(1))
+        loadings = pyro.sample("loadings", loadings_prior(scale, shape))
+        mean = pyro.sample("mean", mean_prior(centre, scale))
         variance = pyro.sample("variance", variance_prior(scale))
         with pyro.plate("rows", len(x), dim=-1):
             pyro.sample("x", LowRankNormal(mean, loadings, variance), obs=x)
@@ -295,19 +296,21 @@ def _precision(gram: Tensor, scale: Tensor) -> Tensor:
 # -- the program's parts -------------------------------------------------------------------------
 
 
-def loadings_prior(scale: Tensor, shape: tuple[int, ...]) -> dist.Normal:
-    """N(0, scale^2), elementwise."""
-    return dist.Normal(torch.zeros(shape).to(scale), scale)
+def loadings_prior(scale: Tensor, shape: tuple[int, int]) -> Placed:
+    """N(0, scale^2) elementwise, of event shape (D, q)."""
+    zero = scale.new_zeros(shape)
+    return Placed(dist.Normal(zero, scale).to_event(2), zero, scale.expand(shape))
 
 
-def mean_prior(centre: Tensor, scale: Tensor) -> dist.Normal:
-    """N(centre, (3 scale)^2), elementwise."""
-    return dist.Normal(centre, MEAN_SD * scale)
+def mean_prior(centre: Tensor, scale: Tensor) -> Placed:
+    """N(centre, (3 scale)^2) elementwise, of event shape (D,)."""
+    normal = dist.Normal(centre, MEAN_SD * scale).to_event(1)
+    return Placed(normal, centre, scale.expand_as(centre))
 
 
-def variance_prior(scale: Tensor) -> dist.InverseGamma:
+def variance_prior(scale: Tensor) -> ScaledInverseChiSquared:
     """InverseGamma(2, scale^2 / 10)."""
-    return dist.InverseGamma(torch.full_like(scale, SHAPE), RATE * scale.square())
+    return ScaledInverseChiSquared(2 * SHAPE, 2 * RATE * scale.square())
 
 
 def whole(name: str, value: Any) -> int:

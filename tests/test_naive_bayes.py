@@ -24,7 +24,7 @@ BITS = (RNG.random((40, 4)) < 0.2 + 0.25 * Y[:, None]).astype(float)
 CODES = np.stack(
     [RNG.integers(0, 2 + d, 40) * (RNG.random(40) < 0.6 + 0.1 * Y) for d in range(3)], 1
 )
-REALS = RNG.normal(size=(40, 3)) * [1.0, 2.0, 0.5] + Y[:, None] * [1.0, -2.0, 0.3] + 1.0
+REALS = RNG.normal(size=(40, 3)) * [1.0, 5.0, 0.1] + Y[:, None] * [1.0, -2.0, 0.05] + 100.0
 X = {"bernoulli": BITS, "categorical": CODES, "gaussian": REALS}
 KINDS = list(X)
 
