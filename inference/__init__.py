@@ -4,6 +4,7 @@ from inference.calibration import Calibration, sbc
 from inference.cavi import CAVI
 from inference.compare import Comparison, compare
 from inference.diagnostics import diagnose
+from inference.couplings import Coupling, couple_finite, coupling
 from inference.em import EM
 from inference.engine import Engine, Posterior
 from inference.finding import Finding
@@ -31,6 +32,7 @@ __all__ = [
     "SVI",
     "Calibration",
     "Comparison",
+    "Coupling",
     "Discrepancy",
     "Engine",
     "Finding",
@@ -44,6 +46,8 @@ __all__ = [
     "Thermodynamic",
     "compare",
     "diagnose",
+    "couple_finite",
+    "coupling",
     "fit",
     "ksd",
     "sbc",

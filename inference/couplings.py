@@ -1,0 +1,502 @@
+"""L-lag couplings: how far a chain is from its limit after t iterations; unbiased estimates.
+
+X runs for L iterations, then (X_t, Y_{t-L}) move together, each by itself a chain of the same
+kernel and start, until they meet at tau = inf{t: X_t = Y_{t-L}} and stay together. Then, with pi_t
+the law of X_t and pi that of the limit,
+
+    TV(pi_t, pi) <= E max(0, ceil((tau - L - t) / L))             (Biswas, Jacob & Vanetti 2019),
+
+and H_k = h(X_k) + sum_{j >= 1} h(X_{k + jL}) - h(Y_{k + (j - 1) L}) has the expectation of h under
+pi (Jacob, O'Leary & Atchade 2020), as has its average H_{k:m} over k, ..., m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from inference import finite
+from inference.engine import Engine, Problem
+from inference.fit import bind
+from inference.gibbs import Gibbs
+from inference.hmc import HMC
+from inference.mh import MH, Point, metropolis
+from inference.moves import tuned
+from inference.program import isolated
+from inference.sampling import Randomness, Sampler, Tuning
+from inference.target import Target
+from inference.warmup import stretch
+from ppl_models.base import Params
+from ppl_models.errors import EngineError
+from ppl_models.noise import Noise
+
+_BLOCK = 64
+_CLOSE = 0.1  # the closing walk's step in units of the scale, over sqrt(D)
+
+
+class Bound(NamedTuple):
+    """An upper bound on the total variation distance, with its Monte Carlo standard error."""
+
+    value: np.ndarray
+    error: np.ndarray
+
+
+class Estimate(NamedTuple):
+    """An unbiased estimate, with its standard error."""
+
+    value: np.ndarray
+    error: np.ndarray
+
+
+@dataclass(frozen=True, repr=False)
+class Coupling:
+    """Pairs of lagged chains that have met.
+
+    Args:
+        lag: L.
+        meeting: tau of each pair, (P,).
+        x: X_0, ..., X_T of each pair, (T + 1, P, *shape).
+        y: Y_0, ..., Y_{T - L}, (T + 1 - L, P, *shape).
+        constrain: from those to what functions take: values by site, (n, P, *shape).
+    """
+
+    lag: int
+    meeting: np.ndarray
+    x: Any
+    y: Any
+    constrain: Callable[[Any], Any] = field(default=lambda x: x)
+
+    @property
+    def pairs(self) -> int:
+        """P."""
+        return len(self.meeting)
+
+    def bound(self, iterations: ArrayLike) -> Bound:
+        """The bound on TV(pi_t, pi) at each t: E max(0, ceil((tau - L - t) / L)).
+
+        It may be above 1 for small t; a larger lag makes it sharper.
+        """
+        t = np.asarray(iterations)[..., None]
+        each = np.maximum(0, np.ceil((self.meeting - self.lag - t) / self.lag))
+        return Bound(each.mean(-1), each.std(-1, ddof=1) / np.sqrt(self.pairs))
+
+    def mixing_time(self, distance: float = 0.25) -> int:
+        """The first t at which the bound is at most ``distance``."""
+        t = np.arange(int(self.meeting.max()) - self.lag + 1)
+        return int(np.argmax(self.bound(t).value <= distance))
+
+    def unbiased(self, function: Callable[[Any], Any], k: int, m: int) -> Estimate:
+        """E h under the limit, by H_{k:m} averaged over pairs.
+
+            H_{k:m} = sum_{t=k}^{m} h(X_t) / (m - k + 1)
+                      + sum_{t=k+L}^{tau-1} v_t (h(X_t) - h(Y_{t-L})) / (m - k + 1),
+
+        v_t the number of l in k, ..., m that are t less a positive multiple of L.
+
+        Args:
+            function: h, of the values by site, each (n, P, *shape), to (n, P, ...).
+            k: iterations left out; about where the bound is small.
+            m: the last iteration averaged over; a few times k. At most the ``length`` coupled.
+
+        Raises ``EngineError`` where the chains are shorter than m.
+        """
+        if not 0 <= k <= m < len(self.x):
+            raise EngineError(
+                f"k={k}, m={m}: give 0 <= k <= m < {len(self.x)}, or couple with length={m}"
+            )
+        last = max(m, int(self.meeting.max()) - 1)
+        x = self._function(function, self.x[: last + 1])
+        y = self._function(function, self.y[: max(1, last + 1 - self.lag)])
+        total = x[k : m + 1].sum(0)
+        for t in range(k + self.lag, int(self.meeting.max())):
+            first = -(-max(self.lag, t - m) // self.lag)
+            weight = (t - k) // self.lag - first + 1
+            apart = (t < self.meeting).reshape(-1, *[1] * (x.ndim - 2))
+            total = total + np.where(apart, weight * (x[t] - y[t - self.lag]), 0.0)
+        each = total / (m - k + 1)  # (P, ...)
+        return Estimate(each.mean(0), each.std(0, ddof=1) / np.sqrt(self.pairs))
+
+    def __repr__(self) -> str:
+        return (
+            f"Coupling({self.pairs} pairs at lag {self.lag}, meeting after "
+            f"{np.median(self.meeting) - self.lag:.0f} iterations in the median, "
+            f"{self.meeting.max() - self.lag} at most)"
+        )
+
+    def _function(self, function: Callable[[Any], Any], x: Any) -> np.ndarray:
+        value = function(self.constrain(x))
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
+        if array.shape[:2] != (len(x), self.pairs):
+            raise EngineError(
+                f"function gave the shape {array.shape}; it must keep the first two dimensions, "
+                f"({len(x)}, {self.pairs})"
+            )
+        return array.astype(float)
+
+
+def coupling(
+    model: Callable[..., Any],
+    data: Any,
+    engine: Engine,
+    *,
+    lag: int = 100,
+    pairs: int = 100,
+    length: int = 0,
+    start: Callable[[Noise], Tensor] | None = None,
+    most: int = 100_000,
+    seed: int = 0,
+) -> Coupling:
+    """Couple pairs of lagged chains of an engine on a model, all in one batch.
+
+    ``MH`` (the random walk): proposals by a reflection that makes them equal as often as can be,
+    acceptance by one uniform number. ``HMC``: common momenta and uniform number, which bring chains
+    together where the density is log-concave (Heng & Jacob 2019). ``Gibbs``: common random numbers.
+    The latter two end every iteration with a small reflected random-walk step, by which chains that
+    are near meet: the bound is for the kernel with that step. Step size and scale are those of the
+    engine's own warm-up, and fixed; an iteration is one transition, whatever ``thin`` says.
+
+    Args:
+        model, data: as for ``fit``.
+        engine: ``MH()``, ``HMC()`` or ``Gibbs()``; ``chains`` are those of the warm-up.
+        lag: L; where the bound is far above 1 or falls slowly, raise it.
+        pairs: P; the bound's error falls like 1 / sqrt(P).
+        length: the chains are continued so far after meeting, for ``unbiased(..., m=length)``.
+        start: the law of X_0: one point for each stream of noise, (C,) -> (C, D) unconstrained; by
+            default where the engine starts, uniform on (-2, 2)^D.
+        most: iterations after which it gives up.
+        seed: of everything.
+
+    Raises:
+        EngineError: another engine, or pairs that have not met after ``most`` iterations.
+
+    Example:
+        >>> import pyro
+        >>> import pyro.distributions as dist
+        >>> from inference import MH, coupling
+        >>> def program():
+        ...     pyro.sample("x", dist.Normal(0.0, 1.0))
+        >>> pairs = coupling(program, None, MH(tier="traced"), lag=20, pairs=200, length=60)
+        >>> bool(pairs.bound(20).value < 0.1)
+        True
+        >>> square = pairs.unbiased(lambda values: values["x"] ** 2, k=20, m=60)
+        >>> bool(abs(square.value - 1) < 5 * square.error)
+        True
+    """
+    for name, value, least in (("lag", lag, 1), ("pairs", pairs, 2), ("length", length, 0)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise EngineError(f"{name}={value!r}: give a whole number of at least {least}")
+    if not isinstance(engine, MH | HMC | Gibbs) or getattr(engine, "proposal", None):
+        raise EngineError(
+            f"chains of {type(engine).__name__} cannot be coupled; give MH() without a proposal, "
+            "HMC() or Gibbs()"
+        )
+    problem = bind(model, data, seed=seed)
+    engine.check(model, problem.program)
+    with isolated(problem.dtype, problem.device), torch.no_grad():
+        target = problem.target("traced", 1000)
+        noise = problem.noise(pairs)
+        begin = start or target.start
+        x, y = begin(noise.fold(0)), begin(noise.fold(1))
+        kernel: Any = _Sweeps if isinstance(engine, Gibbs) else _Transitions
+        moving = kernel(problem, engine, target, noise.fold(2))
+        paths = _run(moving, x, y, lag, length, most)
+
+    def constrain(x: Tensor) -> Params:
+        with isolated(problem.dtype, problem.device), torch.no_grad():
+            return problem.outputs.constrain(x)
+
+    return Coupling(lag, *paths, constrain)
+
+
+def couple_finite(
+    transition: ArrayLike,
+    start: ArrayLike,
+    *,
+    lag: int = 1,
+    pairs: int = 1000,
+    length: int = 0,
+    most: int = 100_000,
+    seed: int = 0,
+) -> Coupling:
+    """Couple pairs of lagged chains on finitely many states, each step by a maximal coupling.
+
+    Args:
+        transition: P, (S, S).
+        start: the law of X_0, (S,), or a state.
+        lag, pairs, length, most, seed: as of ``coupling``.
+
+    Raises:
+        EngineError: pairs that have not met after ``most`` iterations.
+    """
+    finite.stationary(transition)  # raises where it is none, or parts of it never meet
+    p, law = np.asarray(transition, dtype=float), np.asarray(start, dtype=float)
+    if law.ndim == 0:
+        law = np.eye(len(p))[int(law)]
+    rng = np.random.default_rng(seed)
+    x, y = (_draw(np.broadcast_to(law, (pairs, len(p))), rng.uniform(size=pairs)) for _ in range(2))
+    paths = _run(_Finite(p, rng), torch.as_tensor(x), torch.as_tensor(y), lag, length, most)
+    return Coupling(lag, paths[0], paths[1].numpy(), paths[2].numpy())
+
+
+def _run(
+    kernel: Any, x: Tensor, y: Tensor, lag: int, length: int, most: int
+) -> tuple[np.ndarray, Tensor, Tensor]:
+    """Meeting times, and the paths of X and Y."""
+    pairs = len(x)
+    meeting = np.zeros(pairs, dtype=int)
+    first, second = [x], [y]
+    state = kernel.init(x)
+    for t in range(1, lag + 1):
+        state = kernel.alone(state, t)
+        first.append(kernel.position(state))
+    joint = kernel.join(state, kernel.init(y))
+    met = _equal(first[-1], y)
+    meeting[met.numpy()] = lag
+    t = lag
+    while t < length or not bool(met.all()):
+        if t >= most:
+            raise EngineError(
+                f"{int((~met).sum())} of {pairs} pairs have not met after {most} iterations: the "
+                "chains mix slowly, or sit in different modes; lengthen warmup, reparametrise, or "
+                "raise most"
+            )
+        t += 1
+        joint = kernel.together(joint, met, t)
+        at = kernel.position(joint)
+        first.append(at[:pairs])
+        second.append(at[pairs:])
+        now = _equal(at[:pairs], at[pairs:])
+        meeting[(now & ~met).numpy()] = t
+        met = met | now
+    return meeting, torch.stack(first), torch.stack(second)
+
+
+def _equal(x: Tensor, y: Tensor) -> Tensor:
+    same = (x == y).cpu()
+    return same if same.dim() == 1 else same.all(-1)
+
+
+# -- kernels ---------------------------------------------------------------------------------------
+
+
+class _Transitions:
+    """A sampler's own steps, of X alone or of X and Y stacked: (P,) or (2 P,) chains."""
+
+    def __init__(self, problem: Problem, engine: Sampler, target: Target, noise: Noise) -> None:
+        self.engine, self.target, self.noise = engine, target, noise.fold(0)
+        own = problem.noise(engine.chains)
+        begin = engine.start(target, own.fold(10))
+        _, self.tuning, _ = engine._warm_up(target, begin, own.fold(11), problem)
+        self.closing = None if isinstance(engine, MH) else _Closing(target, self.tuning, noise)
+        self._numbers: tuple[int, list[Randomness]] = (-1, [])
+
+    def init(self, x: Tensor) -> Any:
+        tuning = self._tuning(len(x))
+        return self.engine.init(self.target, x, tuning, self._randomness(0))
+
+    def position(self, state: Any) -> Tensor:
+        return state.x
+
+    def join(self, x: Any, y: Any) -> Any:
+        return type(x)(*(torch.cat(parts) for parts in zip(x, y, strict=True)))
+
+    def alone(self, state: Any, t: int) -> Any:
+        numbers = self._randomness(t)
+        state, _ = self.engine.step(self.target, state, self._tuning(len(state.x)), numbers)
+        if self.closing is None:
+            return state
+        return self.init(self.closing.alone(state.x, t))
+
+    def together(self, state: Any, met: Tensor, t: int) -> Any:
+        numbers = self._randomness(t)
+        pairs = len(numbers.normal)
+        normal = numbers.normal
+        if self.closing is None:
+            normal = reflected(state.x, self._tuning(2 * pairs), normal, self.noise.fold(2, t))
+        both = Randomness(
+            torch.cat([numbers.normal, normal]), torch.cat([numbers.uniform, numbers.uniform])
+        )
+        state, _ = self.engine.step(self.target, state, self._tuning(2 * pairs), both)
+        state = _united(state, state.x, met, pairs)
+        if self.closing is None:
+            return state
+        x = self.closing.together(state.x, t)
+        state = self.engine.init(self.target, x, self._tuning(2 * pairs), both)
+        return _united(state, x, met, pairs)
+
+    def _tuning(self, chains: int) -> Tuning:
+        return tuned(self.tuning.scale, self.tuning.step_size[0], chains)
+
+    def _randomness(self, t: int) -> Randomness:
+        block, offset = divmod(t, _BLOCK)
+        if self._numbers[0] != block:
+            numbers = self.engine.randomness(self.target, self.noise.fold(1, block), _BLOCK)
+            self._numbers = (block, numbers)
+        return self._numbers[1][offset]
+
+
+class _Sweeps:
+    """Gibbs sweeps by common random numbers, each ended by the closing walk."""
+
+    def __init__(self, problem: Problem, engine: Gibbs, target: Target, noise: Noise) -> None:
+        model: Any = problem.model
+        self.outputs, self.noise = problem.outputs, noise.fold(0)
+        self.blocks = list(model.conditionals(problem.data).values())
+        own = problem.noise(engine.chains)
+        x = target.start(own.fold(10))
+        kept = []
+        for sweep in range(max(engine.warmup, 20)):
+            x = self._sweep(x, own.fold(11, sweep))
+            kept.append(x)
+        scale = torch.cat(kept[len(kept) // 2 :]).std(0)
+        self.closing = _Closing(target, tuned(scale, 1.0, 1), noise)
+
+    def init(self, x: Tensor) -> Tensor:
+        return x
+
+    def position(self, state: Tensor) -> Tensor:
+        return state
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y])
+
+    def alone(self, x: Tensor, t: int) -> Tensor:
+        return self.closing.alone(self._sweep(x, self.noise.fold(t)), t)
+
+    def together(self, x: Tensor, met: Tensor, t: int) -> Tensor:
+        pairs = len(met)
+        noise = self.noise.fold(t)
+        both = noise._replace(key=torch.cat([noise.key, noise.key]))
+        x = _same(self._sweep(x, both), met, pairs)
+        return _same(self.closing.together(x, t), met, pairs)
+
+    def _sweep(self, x: Tensor, noise: Noise) -> Tensor:
+        state = self.outputs.constrain(x)
+        sites = set(state)
+        for position, block in enumerate(self.blocks):
+            state = block(state, noise.fold(position))
+        if set(state) != sites:
+            extra = ", ".join(sorted(set(state) - sites))
+            raise EngineError(
+                f"the blocks of the model hold values that its program sums out ({extra}), whose "
+                "chains are not coupled; couple MH() or HMC()"
+            )
+        return self.outputs.unconstrain(state)
+
+
+class _Closing:
+    """A random-walk step so small that it hardly moves a chain but lets near chains meet."""
+
+    def __init__(self, target: Target, tuning: Tuning, noise: Noise) -> None:
+        self.target, self.noise = target, noise.fold(3)
+        self.scale = tuning.scale * (_CLOSE / target.dim**0.5)
+
+    def alone(self, x: Tensor, t: int) -> Tensor:
+        noise = self.noise.fold(t)
+        return self._step(x, noise.fold(0).normal(self.target.dim), noise.fold(1).uniform())
+
+    def together(self, x: Tensor, t: int) -> Tensor:
+        noise = self.noise.fold(t)
+        normal, uniform = noise.fold(0).normal(self.target.dim), noise.fold(1).uniform()
+        other = reflected(x, tuned(self.scale, 1.0, 1), normal, noise.fold(2))
+        return self._step(x, torch.cat([normal, other]), torch.cat([uniform, uniform]))
+
+    def _step(self, x: Tensor, normal: Tensor, uniform: Tensor) -> Tensor:
+        state = Point(x, self.target.log_density(x))
+        moved = x + stretch(self.scale, normal)
+        new = Point(moved, self.target.log_density(moved))
+        return metropolis(state, new, new.log_density - state.log_density, uniform)[0].x
+
+
+class _Finite:
+    """Rows of a transition matrix, coupled maximally."""
+
+    def __init__(self, p: np.ndarray, rng: np.random.Generator) -> None:
+        self.p, self.rng = p, rng
+
+    def init(self, x: Tensor) -> Tensor:
+        return x
+
+    def position(self, state: Tensor) -> Tensor:
+        return state
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        return torch.cat([x, y])
+
+    def alone(self, x: Tensor, t: int) -> Tensor:
+        return torch.as_tensor(_draw(self.p[x.numpy()], self.rng.uniform(size=len(x))))
+
+    def together(self, x: Tensor, met: Tensor, t: int) -> Tensor:
+        one, two = (self.p[part.numpy()] for part in x.chunk(2))
+        common = np.minimum(one, two)
+        unit = self.rng.uniform(size=(3, len(one)))
+        joined = unit[0] * one.sum(1) < common.sum(1)
+        both = _draw(common, unit[1])
+        rest = [_draw(row - common, u) for row, u in ((one, unit[1]), (two, unit[2]))]
+        moved = [np.where(joined, both, own) for own in rest]
+        return torch.as_tensor(np.concatenate(moved))
+
+
+def reflected(x: Tensor, tuning: Tuning, normal: Tensor, noise: Noise) -> Tensor:
+    """The normals of Y by which proposals x + s S n and y + s S n' are equal as often as can be.
+
+    With z = S^-1 (x - y) / s and n standard normal, n' = n + z with probability min(1, phi(n + z) /
+    phi(n)), so that the proposals meet; else n' is n reflected at the plane across z. Either way n'
+    is standard normal (Jacob, O'Leary & Atchade 2020; Bou-Rabee, Eberle & Zimmer 2020).
+
+    Args:
+        x: X and then Y, (2 P, D).
+        tuning: s and S.
+        normal: n, (P, D).
+        noise: P streams.
+
+    Returns:
+        n', (P, D).
+    """
+    one, two = x.chunk(2)
+    scale = tuning.scale
+    away = (one - two) / tuning.step_size[0]
+    if scale.dim() == 1:
+        z = away / scale
+    else:
+        z = torch.linalg.solve_triangular(scale, away.T, upper=False).T
+    log_ratio = -0.5 * ((normal + z).square() - normal.square()).sum(-1)
+    meets = noise.uniform().log() < log_ratio
+    unit = z / z.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
+    mirror = normal - 2 * (unit * normal).sum(-1, keepdim=True) * unit
+    return torch.where(meets[:, None], normal + z, mirror)
+
+
+def _united(state: Any, x: Tensor, met: Tensor, pairs: int) -> Any:
+    """The state with Y's rows equal to X's where they have met, or are as near as rounding."""
+    near = met.to(x.device) | _touching(x, pairs)
+    parts = []
+    for value in state:
+        rows = near.reshape(-1, *[1] * (value.dim() - 1))
+        parts.append(torch.cat([value[:pairs], torch.where(rows, value[:pairs], value[pairs:])]))
+    return type(state)(*parts)
+
+
+def _same(x: Tensor, met: Tensor, pairs: int) -> Tensor:
+    near = met.to(x.device) | _touching(x, pairs)
+    return torch.cat([x[:pairs], torch.where(near[:, None], x[:pairs], x[pairs:])])
+
+
+def _touching(x: Tensor, pairs: int) -> Tensor:
+    """Whether X and Y are equal up to the rounding of x + n and y + (n + z)."""
+    one, two = x[:pairs], x[pairs:]
+    size = torch.maximum(one.abs(), two.abs()) + 1
+    return ((one - two).abs() <= 1e-12 * size).all(-1)
+
+
+def _draw(weights: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """A state for each row of unnormalised weights (P, S)."""
+    cumulative = weights.cumsum(1)
+    at = unit[:, None] * cumulative[:, -1:]
+    return (at >= cumulative).sum(1).clip(max=weights.shape[1] - 1)
