@@ -117,7 +117,7 @@ class CAVI(Engine):
             rows, order = order[: self.batch_size], order[self.batch_size :]
             target, elbo = model.coordinate_step(problem.data, factors, rows)
             rate = (step + 1 + self.delay) ** -self.forgetting
-            factors = {k: (1 - rate) * v + rate * target[k] for k, v in factors.items()}
+            factors = {k: v.lerp(target[k], rate) for k, v in factors.items()}
             path.append(elbo)
             if step % 16 == 0:
                 problem.report(step / self.max_steps, f"ELBO {float(elbo.max()):.6g}")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ppl_models.errors import ModelError
 
-_CHUNK = 1 << 21  # elements of entries x topics that are made at once
+_CHUNK = 1 << 20  # elements of entries x topics that are made at once
 
 
 class WordCounts(dist.TorchDistribution):

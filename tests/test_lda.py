@@ -15,7 +15,7 @@ from torch.distributions import Dirichlet, kl_divergence
 
 from inference import CAVI, EM, MH, NUTS, SVI, Gibbs, fit, topics
 from inference.fit import bind
-from ppl_models import DataError, EngineError, LatentDirichletAllocation, ModelError
+from ppl_models import DataError, EngineError, LatentDirichletAllocation, ModelError, word_counts
 from ppl_models import lda_gibbs as tokens
 from ppl_models import lda_kernels as kernels
 from ppl_models.corpora import held_out, read_corpus, read_texts, reuters
@@ -153,6 +153,34 @@ def test_a_chain_does_not_depend_on_its_neighbours():
     torch.testing.assert_close(few.stats["log_joint"], many.stats["log_joint"][:2], rtol=0, atol=0)
     again = fit(MODEL, SMALL, Gibbs(chains=2, warmup=5, draws=3), seed=1).posterior
     torch.testing.assert_close(few.draws["topics"], again.draws["topics"], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "engine",
+    [
+        Gibbs(chains=3, warmup=5, draws=3),
+        CAVI(restarts=3, max_steps=5, draws=3),
+        EM(objective="likelihood", restarts=3, max_steps=5),
+    ],
+    ids=["Gibbs", "CAVI", "EM"],
+)
+def test_threads_change_nothing_and_float32_is_kept(engine, monkeypatch):
+    alone = fit(MODEL, SMALL, engine, seed=1).posterior.draws["topics"]
+    monkeypatch.setattr(kernels.torch, "get_num_threads", lambda: 2)
+    together = fit(MODEL, SMALL, engine, seed=1).posterior.draws["topics"]
+    torch.testing.assert_close(alone, together, rtol=0, atol=0)
+    single = fit(MODEL, SMALL, engine, seed=1, dtype="float32").posterior.draws["topics"]
+    assert single.dtype == torch.float32
+    assert bool(torch.isfinite(single).all())
+    assert bool(((single.sum(-1) - 1).abs() < 1e-5).all())
+
+
+def test_chunks_of_entries_change_nothing(monkeypatch):
+    whole = bind(MODEL, SMALL).program
+    x = whole.example()
+    expected = whole.log_density(x)
+    monkeypatch.setattr(word_counts, "_CHUNK", 14)
+    torch.testing.assert_close(whole.log_density(x), expected)
 
 
 def test_reuters_reaches_the_published_log_joint():
