@@ -40,7 +40,7 @@ def interrupted(draws: int) -> Finding:
 def unsettled(limit: str, steps: int, what: str, remedy: str) -> Finding:
     """That an iteration ended at its limit of steps before it had settled."""
     meaning = f"{limit}: stopped after {steps} steps before {what} settled"
-    return Finding(limit, "error", steps, meaning, remedy)
+    return Finding(limit, "warning", steps, meaning, remedy)
 
 
 def worse_restarts(count: int, of: int, nats: float, what: str) -> Finding:
