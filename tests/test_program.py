@@ -948,3 +948,16 @@ def test_gibbs_and_a_random_walk_see_the_same_density():
     program = Program(fitted.model, fitted.data)
     expected = torch.stack([program.log_density(row) for row in x.flatten(0, 1)]).reshape(2, 3)
     torch.testing.assert_close(fitted.posterior.stats["lp"], expected)
+
+
+def test_values_that_are_all_but_impossible_do_not_fail_the_check_of_the_sum():
+    """Held to a component 10^4 sds away, a row's share of the sum underflows."""
+
+    def narrow(y):
+        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+        with pyro.plate("rows", len(y)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.4, 0.6])))
+            pyro.sample("y", dist.Normal(mu[z], 1e-2), obs=y)
+
+    program = Program(narrow, {"y": torch.tensor([0.1, -0.3, 0.7, 0.2])})
+    assert [site.name for site in program.discrete] == ["z"]
