@@ -3,12 +3,13 @@
 from inference.calibration import Calibration, sbc
 from inference.cavi import CAVI
 from inference.compare import Comparison, compare
-from inference.diagnostics import diagnose
 from inference.couplings import Coupling, couple_finite, coupling
+from inference.diagnostics import diagnose
 from inference.em import EM
 from inference.engine import Engine, Posterior
 from inference.finding import Finding
 from inference.fit import Fit, InferenceWarning, fit, target
+from inference.geweke import JointTest, geweke
 from inference.gibbs import Gibbs
 from inference.hmc import HMC
 from inference.importance import ImportanceSampling
@@ -40,15 +41,17 @@ __all__ = [
     "Gibbs",
     "ImportanceSampling",
     "InferenceWarning",
+    "JointTest",
     "Posterior",
     "Sampler",
     "Target",
     "Thermodynamic",
     "compare",
-    "diagnose",
     "couple_finite",
     "coupling",
+    "diagnose",
     "fit",
+    "geweke",
     "ksd",
     "sbc",
     "target",

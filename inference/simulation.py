@@ -45,6 +45,7 @@ class Simulator:
         self.problem = problem
         self.program = problem.program
         self.assemble = assemble
+        self._traced: dict[str, Any] = {}
         factors = set(self.program.observations) - set(self.program.observed)
         if factors:
             raise ModelError(
@@ -109,7 +110,18 @@ class Simulator:
             constrained = self._bound(fields, values).constrain(x)
             return tuple(constrained[name] for name in names)
 
-        return dict(zip(names, _by_data_set(single, (x,), fields), strict=True))
+        return dict(zip(names, self._mapped("constrain", single, (x,), fields), strict=True))
+
+    def unconstrain(self, values: Params, fields: Data) -> Tensor:
+        """The inverse: {site: (R, S, *shape)} -> (R, S, D)."""
+        names = [site.name for site in self.program.sites]
+
+        def single(*arguments: Tensor) -> tuple[Tensor, ...]:
+            point = dict(zip(names, arguments, strict=False))
+            return (self._bound(fields, arguments[len(names) :]).unconstrain(point),)
+
+        points = tuple(values[name].to(self.problem.dtype) for name in names)
+        return self._mapped("unconstrain", single, points, fields)[0]
 
     def log_likelihood(self, values: Params, fields: Data) -> Tensor:
         """Log likelihood of each data set at its values, {site: (R, S, *shape)} -> (R, S)."""
@@ -119,7 +131,22 @@ class Simulator:
             point = dict(zip(names, arguments, strict=False))
             return (self._bound(fields, arguments[len(names) :]).log_likelihood(point),)
 
-        return _by_data_set(single, tuple(values[name] for name in names), fields)[0]
+        points = tuple(values[name] for name in names)
+        return self._mapped("log_likelihood", single, points, fields)[0]
+
+    def _mapped(
+        self, name: str, single: Any, points: tuple[Tensor, ...], fields: Data
+    ) -> tuple[Tensor, ...]:
+        """``single`` at every point (R, S, ...) with its data set's fields (R, ...)."""
+        data = tuple(fields.values())
+        try:
+            if name not in self._traced:
+                example = [p[0, 0].clone() for p in points] + [v[0].clone() for v in data]
+                self._traced[name] = graph.trace(single, *example)
+            inner = vmap(self._traced[name], in_dims=(*[0] * len(points), *[None] * len(data)))
+            return tuple(vmap(inner)(*points, *data))
+        except Exception:  # of any kind: the program itself serves
+            return _one_by_one(single, points, data)
 
     def _bound(self, fields: Data, values: tuple[Tensor, ...]) -> Program:
         data = {**self.problem.data, **dict(zip(fields, values, strict=True))}
@@ -153,23 +180,15 @@ def rebound(program: Program, data: Data) -> Program:
     return other
 
 
-def _by_data_set(
-    single: Callable[..., tuple[Tensor, ...]], points: tuple[Tensor, ...], fields: Data
+def _one_by_one(
+    single: Callable[..., tuple[Tensor, ...]], points: tuple[Tensor, ...], data: tuple[Tensor, ...]
 ) -> tuple[Tensor, ...]:
-    """``single`` at every point (R, S, ...) with its data set's fields (R, ...)."""
-    data = tuple(fields.values())
-    try:
-        example = [p[0, 0].clone() for p in points] + [v[0].clone() for v in data]
-        traced: Any = graph.trace(cast(Any, single), *example)
-        inner = vmap(traced, in_dims=(*[0] * len(points), *[None] * len(data)))
-        return tuple(vmap(inner)(*points, *data))
-    except Exception:  # of any kind: the program itself serves
-        rows = [
-            [single(*(p[r, i] for p in points), *(v[r] for v in data)) for i in range(len(p0))]
-            for r, p0 in enumerate(points[0])
-        ]
-        width = range(len(rows[0][0]))
-        return tuple(torch.stack([torch.stack([v[i] for v in row]) for row in rows]) for i in width)
+    rows = []
+    for r in range(len(points[0])):
+        own = [v[r] for v in data]
+        each = [single(*point, *own) for point in zip(*(p[r] for p in points), strict=True)]
+        rows.append([torch.stack(parts) for parts in zip(*each, strict=True)])
+    return tuple(torch.stack(parts) for parts in zip(*rows, strict=True))
 
 
 @dataclass
