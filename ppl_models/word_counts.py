@@ -61,8 +61,9 @@ class WordCounts(dist.TorchDistribution):
         before = torch.cat([cumulative.new_zeros(1), cumulative])[begins]
         ends = torch.cat([begins[1:], begins.new_tensor([len(self.doc)])])
         rank = torch.searchsorted(torch.unique_consecutive(self.doc), tokens)
-        place = before[rank] + torch.rand(tokens.shape, dtype=cumulative.dtype)
+        like = {"dtype": cumulative.dtype, "device": cumulative.device}
+        place = before[rank] + torch.rand(tokens.shape, **like)
         entry = torch.searchsorted(cumulative, place, right=True)
         drawn = torch.where(entry < ends[rank], entry, len(self.doc))
         ones = torch.ones_like(place)
-        return torch.zeros(len(self.doc) + 1, dtype=ones.dtype).index_add(0, drawn, ones)[:-1]
+        return place.new_zeros(len(self.doc) + 1).index_add(0, drawn, ones)[:-1]
