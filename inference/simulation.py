@@ -20,6 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from inference import graph
 from inference.engine import Problem, TierChoice
+from inference.outputs import Outputs
 from inference.program import Program
 from inference.target import Target
 from ppl_models.base import Data, Params
@@ -214,6 +215,7 @@ class Replicated:
         self.dtype, self.device = self.problem.dtype, self.problem.device
         self._single: Any = None
         self._graphs: dict[int, Any] = {}
+        self._seldom_graphs: dict[int, Any] = {}
         self._seldom = False
 
     def with_fields(self, fields: Data) -> Replicated:
@@ -231,7 +233,7 @@ class Replicated:
     def uncompiled(self) -> Replicated:
         """For numbers of points met too seldom to trace, as ``Target.uncompiled``."""
         other = copy.copy(self)
-        other._seldom, other._graphs = True, {}
+        other._seldom, other._graphs = True, self._seldom_graphs
         return other
 
     def as_target(self) -> Target:
@@ -320,6 +322,31 @@ class ReplicatedProblem(Problem):
         """The log density, each chain with its own data."""
         assert self.replicated is not None
         return self.replicated.as_target()
+
+    @property
+    def outputs(self) -> Outputs:
+        """Values of the continuous sites alone, which is all that calibration ranks."""
+        assert self.replicated is not None
+        return _Continuous(self.program, self.dtype, self.device, self.replicated.uncompiled())
+
+
+class _Continuous(Outputs):
+    """Outputs that trace nothing anew for each data set."""
+
+    def __init__(
+        self, program: Program, dtype: torch.dtype, device: torch.device, replicated: Replicated
+    ) -> None:
+        super().__init__(program, dtype, device)
+        self._replicated = replicated
+
+    def values(self, x: Tensor, noise: Noise) -> Params:
+        return self.constrain(x)
+
+    def completed(self, values: Params, x: Tensor, noise: Noise) -> Params:
+        return {site.name: values[site.name] for site in self.program.sites}
+
+    def log_density(self, x: Tensor) -> Tensor:
+        return self._replicated.log_density(x.reshape(-1, x.shape[-1])).reshape(x.shape[:-1])
 
 
 def with_target(problem: Problem, replicated: Replicated) -> ReplicatedProblem:
