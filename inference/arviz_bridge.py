@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +143,20 @@ def statistics(posterior: xr.Dataset) -> pd.DataFrame:
         for name, function in columns.items()
     }
     return moments(posterior).join(pd.DataFrame(table))
+
+
+def loo(data: Any, variable: str) -> tuple[float, float, int]:
+    """Leave-one-out predictive density by Pareto-smoothed importance sampling.
+
+    Its estimate and standard error on the log scale, and for how many observations the Pareto
+    k-hat is above 0.7, where the estimate cannot be trusted. ``data`` holds the group
+    ``log_likelihood``. Source: Vehtari, Gelman & Gabry (2017), Stat. Comput. 27:1413-1432.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
+        result: Any = az.loo(data, pointwise=True, var_name=variable)
+    elpd = result.elpd_loo if MAJOR == 0 else result.elpd
+    return float(elpd), float(result.se), int((np.asarray(result.pareto_k) > 0.7).sum())
 
 
 def scalars(values: xr.Dataset) -> pd.Series:
