@@ -25,12 +25,13 @@ class EM(Engine):
     Each step raises the objective log p(data, theta), a density of the constrained values without
     a Jacobian, or log p(data | theta); latent variables are summed out by the E step. Convergence
     is linear, so the distance still to go is judged from the rate: steps of length d that shrink by
-    r have d r / (1 - r) ahead of them.
+    r have d r / (1 - r) ahead of them. Steps that are nothing but rounding are the end.
 
     Args:
         restarts: starting points, run as one batch; the best end is returned.
         max_steps: at most so many steps.
-        tol: stop where the distance ahead is below this share of each parameter's size.
+        tol: stop where the distance ahead is below this share of each parameter's size (counted as
+            a thousandth of the largest in its site where it is smaller).
         objective: "joint" for the posterior's mode, "likelihood" to ignore the priors.
     """
 
@@ -74,6 +75,7 @@ class EM(Engine):
             if len(lengths) == 2:
                 rate = (lengths[1] / lengths[0]).clamp(0, 1 - precision)
                 ahead = lengths[1] * rate / (1 - rate)
+                ahead = torch.where(lengths[1] < max(1e-5 * tol, 4 * precision), lengths[1], ahead)
         values.append(density(params))
         path = torch.stack(values)
         best = int(torch.nan_to_num(path[-1], nan=-torch.inf).argmax())
@@ -134,7 +136,8 @@ def _relative(new: Params, old: Params) -> Tensor:
     """The largest change of any parameter relative to its size, by restart: (R,)."""
     changes = []
     for name, value in new.items():
-        change = (value - old[name]).flatten(1) if value.dim() > 1 else (value - old[name])[:, None]
-        size = value.flatten(1) if value.dim() > 1 else value[:, None]
-        changes.append((change.abs() / (size.abs() + 1e-8)).amax(-1))
+        change = (value - old[name]).abs().reshape(len(value), -1)
+        size = value.abs().reshape(len(value), -1)
+        size = torch.maximum(size, 1e-3 * size.amax(-1, keepdim=True)) + 1e-8
+        changes.append((change / size).amax(-1))
     return torch.stack(changes).amax(0)

@@ -14,6 +14,7 @@ from inference.program import HELD, Program, Values
 from ppl_models.base import Objective, Params
 from ppl_models.noise import Noise
 
+_FEW = 32  # runs of a program that cost less than to trace it
 _CHUNK = 1 << 22  # elements of the largest intermediate that one chunk may hold, roughly
 
 
@@ -24,6 +25,7 @@ class Outputs:
         self.program = program
         self.dtype = dtype
         self.device = device
+        self._traced: Callable[..., Tensor] | None = None
 
     def values(self, x: Tensor, noise: Noise) -> Params:
         """All that the posterior records at ``x`` (C, S, D): sites, discrete draws, deterministics.
@@ -168,7 +170,12 @@ class Outputs:
             return vmap(function)(rows)
         except (RuntimeError, ValueError):  # Pyro's enumeration or the program's own branches
             many = rows.unbind() if isinstance(rows, Tensor) else _rows_of(rows)
-            results = [function(row) for row in many]
+        if len(many) > _FEW:
+            try:
+                return _by_graph(function, rows, many[0])
+            except Exception:  # of any kind: the program itself serves
+                pass
+        results = [function(row) for row in many]
         if isinstance(results[0], Tensor):
             return torch.stack(results)
         return {name: torch.stack([r[name] for r in results]) for name in results[0]}
@@ -184,11 +191,14 @@ class Outputs:
         ]
 
     def _tilted(self) -> Callable[..., Tensor]:
-        example = torch.linspace(-0.7, 0.9, self.program.dim, dtype=self.dtype, device=self.device)
-        try:
-            return graph.trace(self.program.log_density, example, *self._tilts())
-        except Exception:  # of any kind: the program itself serves
-            return self.program.log_density
+        if self._traced is None:
+            like = {"dtype": self.dtype, "device": self.device}
+            example = torch.linspace(-0.7, 0.9, self.program.dim, **like)
+            try:
+                self._traced = graph.trace(self.program.log_density, example, *self._tilts())
+            except Exception:  # of any kind: the program itself serves
+                self._traced = self.program.log_density
+        return self._traced
 
 
 def _gradients(
@@ -206,6 +216,27 @@ def _gradients(
                 value = function(*inputs)
             results.append(torch.autograd.grad(value, [inputs[i] for i in arguments]))
         return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
+
+
+def _by_graph(function: Callable[[Any], Any], rows: Any, example: Any) -> Any:
+    """``function`` traced once, at ``example``, and replayed for all rows together.
+
+    A graph has no handlers, which ``vmap`` cannot batch where Pyro enumerates.
+    """
+    named = None if isinstance(rows, Tensor) else list(rows)
+    keys: list[str] = []
+
+    def flat(*parts: Tensor) -> Any:
+        result = function(parts[0] if named is None else dict(zip(named, parts, strict=True)))
+        if isinstance(result, Tensor):
+            return result
+        keys[:] = result
+        return tuple(result.values())
+
+    inputs = [rows] if named is None else [rows[name] for name in named]
+    single: Any = graph.trace(flat, *([example] if named is None else example.values()))
+    result: Any = vmap(single)(*inputs)
+    return dict(zip(keys, result, strict=True)) if keys else result
 
 
 def _rows_of(rows: Values) -> list[Values]:

@@ -6,17 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from ppl_models.base import Data
 from ppl_models.conjugate_normal import Structure
-from ppl_models.data import as_fields, as_tensor
+from ppl_models.data import as_tensor
 from ppl_models.errors import DataError
-from ppl_models.regression_data import columns, matrix, vector
+from ppl_models.regression_data import vector
+from ppl_models.table import table, varying
 
-_GIVEN = ("location", "spread", "rows", "features")
 _DEPENDENT = 1e-10
 """The share of a column's variance that the columns before it must leave."""
 
@@ -31,20 +30,10 @@ def mixture_rows(data: Any, components: int, structure: Structure) -> Data:
     Raises ``DataError`` for missing, infinite or non-numeric values, fewer rows or distinct rows
     than components, constant columns, and, where covariances are matrices, dependent columns.
     """
-    given: dict[str, Any] = {}
-    if isinstance(data, Mapping):
-        given = {name: data[name] for name in _GIVEN if data.get(name) is not None}
-        data = {name: value for name, value in data.items() if name not in _GIVEN}
-        if "x" in data and len(data) > 1:
-            unknown = ", ".join(str(name) for name in data if name != "x")
-            raise DataError(f"{unknown}: unknown beside x; put all the columns in x")
     if isinstance(data, Mapping) and "x" in data and data["x"] is None:
-        return _simulated(given, structure)
-    x, features = _columns(data)
-    features = [str(name) for name in given.get("features", features)]
-    if len(features) != x.shape[1]:
-        raise DataError(f"features: {len(features)} names for {x.shape[1]} columns; name each")
-    if "location" in given and "spread" in given:
+        return _simulated(data, structure)
+    x, features, given = table(data, "location", "spread", "rows")
+    if given.keys() >= {"location", "spread"}:
         beside = _prior(given, x, structure)
     else:
         _check(x, features, components)
@@ -69,20 +58,7 @@ def moments_of(x: Tensor, structure: Structure) -> tuple[Tensor, Tensor]:
     return location, spread
 
 
-def _columns(data: Any) -> tuple[Tensor, list[str]]:
-    if isinstance(data, Mapping) and "x" in data:
-        data = data["x"]
-    if isinstance(data, pd.DataFrame | Mapping):
-        fields = as_fields(data)
-        x = columns({name: vector(name, value) for name, value in fields.items()})
-        return x, list(fields)
-    if data is None:
-        raise DataError("x: missing; give an array (rows, columns), a DataFrame, or {'x': x}")
-    x = matrix("x", as_tensor("x", data))
-    return x, [f"x{column}" for column in range(x.shape[1])]
-
-
-def _prior(given: dict[str, Any], like: Tensor, structure: Structure) -> Data:
+def _prior(given: Mapping[str, Any], like: Tensor, structure: Structure) -> Data:
     shapes = {"location": 1, "spread": 2 if structure.matrix else 0 if structure.shared else 1}
     found: Data = {}
     for name, dims in shapes.items():
@@ -100,8 +76,8 @@ def _prior(given: dict[str, Any], like: Tensor, structure: Structure) -> Data:
     return found
 
 
-def _simulated(given: dict[str, Any], structure: Structure) -> Data:
-    missing = [name for name in ("location", "spread", "rows") if name not in given]
+def _simulated(given: Mapping[str, Any], structure: Structure) -> Data:
+    missing = [name for name in ("location", "spread", "rows") if given.get(name) is None]
     if missing:
         raise DataError(
             f"x: is None and {', '.join(missing)} not given; give the data of the fit with x None "
@@ -122,11 +98,7 @@ def _check(x: Tensor, features: list[str], components: int) -> None:
             f"x: has {n} row{'s' * (n != 1)} for {components} components; give at least as many "
             "rows, or fewer components"
         )
-    constant = [name for name, same in zip(features, (x == x[:1]).all(0), strict=True) if same]
-    if constant:
-        what = f"column{'s' * (len(constant) > 1)} {', '.join(constant)}"
-        only = " (there is one row)" if n == 1 else ""
-        raise DataError(f"x: constant {what}{only}; drop what does not vary")
+    varying(x, features)
     # a few rows are enough to tell, as a rule
     size = min(n, 100 * components)
     while (distinct := len(torch.unique(x[:size], dim=0))) < components:

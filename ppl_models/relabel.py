@@ -31,12 +31,13 @@ def relabelled(draws: Params, structure: Structure) -> Params:
     """
     weights, mean = draws["weights"], draws["mean"]
     lead, (k, dim) = mean.shape[:-2], mean.shape[-2:]
-    covariance = structure.by_component(draws["covariance"], k, dim)
-    if structure.matrix:
-        covariance = covariance.diagonal(dim1=-2, dim2=-1)
     tiny = torch.finfo(mean.dtype).tiny
-    logs = weights.clamp(min=tiny).log()[..., None], covariance.clamp(min=tiny).log()
-    features = torch.cat([mean, *logs], -1).reshape(-1, k, 2 * dim + 1)
+    parts = [mean, weights.clamp(min=tiny).log()[..., None]]
+    if not structure.tied:
+        variances = structure.by_component(draws["covariance"], k, dim)
+        variances = variances.diagonal(dim1=-2, dim2=-1) if structure.matrix else variances
+        parts.append(variances.clamp(min=tiny).log())
+    features = torch.cat(parts, -1).flatten(0, -3) if lead else torch.cat(parts, -1)[None]
     order = matched(features).reshape(*lead, k)
     if bool((order == torch.arange(k, device=order.device)).all()):
         return draws
@@ -57,9 +58,10 @@ def matched(features: Tensor) -> Tensor:
     Component ``order[s, k]`` of draw s takes the label k.
     """
     draws, k, _ = features.shape
-    identity = torch.arange(k, device=features.device)
     flat = features.flatten(0, 1)
-    scaled = (features - flat.mean(0)) / flat.std(0, correction=0).clamp(min=1e-300)
+    spread = flat.std(0, correction=0)
+    varies = spread > 1e-12 * flat.abs().amax(0)
+    scaled = torch.where(varies, (features - flat.mean(0)) / spread, 0.0)
     # of all starts by sorting along one parameter, the one that agrees best
     starts = features.argsort(1).unbind(-1)
     if draws == 1 or k == 1:
@@ -72,7 +74,7 @@ def matched(features: Tensor) -> Tensor:
             break
         order = new
     final = permuted(features[..., :1], order, 1).mean(0)[:, 0].argsort()
-    return order[:, final] if k > 1 else identity.expand(draws, k)
+    return order[:, final]
 
 
 def _loss(features: Tensor, order: Tensor) -> float:

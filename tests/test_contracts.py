@@ -37,6 +37,7 @@ from ppl_models import (
     PPCA,
     DataError,
     EngineError,
+    GaussianMixture,
     LatentDirichletAllocation,
     LogisticRegression,
     MixturePPCA,
@@ -105,6 +106,14 @@ ORINGS = {"alpha": (), "beta": (), "p": (5,)}
 FEATURES = {"x": RNG.normal(size=(6, 2)), "y": [0, 1, 1, 0, 1, 0]}
 BOTH = ("EM", "Gibbs")
 ALL = (*BOTH, "CAVI")
+
+
+def mixed(k: int, d: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of a mixture's invariants."""
+    moments = {"mixture_mean": (d,), "mixture_covariance": (d, d)}
+    return {"sorted_weights": (k,), "log_determinant": (), **moments}
+
+
 MODELS = {
     "oring": Row(ORing(), None, ORINGS, ("alpha", "beta"), BOTH, improper=True),
     "oring, flat": Row(ORing(prior="flat"), None, ORINGS, ("alpha", "beta"), BOTH, improper=True),
@@ -184,6 +193,20 @@ MODELS = {
         {"y": RNG.normal(size=(6, 2))},
         {"scale": (2,), "corr": (2, 2), "group": (3,)},
         ("scale", "corr", "group"),
+    ),
+    "mixture": Row(
+        GaussianMixture(2),
+        RNG.normal(size=(9, 3)),
+        {"weights": (2,), "mean": (2, 3), "covariance": (2, 3, 3), "z": (9,), **mixed(2, 3)},
+        ("weights", "mean", "covariance"),
+        ALL,
+    ),
+    "mixture, spherical": Row(
+        GaussianMixture(2, "spherical"),
+        RNG.normal(size=(9, 2)),
+        {"weights": (2,), "mean": (2, 2), "covariance": (2,), "z": (9,), **mixed(2, 2)},
+        ("weights", "mean", "covariance"),
+        ALL,
     ),
 }
 
