@@ -49,7 +49,9 @@ class Outputs:
 
     def log_density(self, x: Tensor) -> Tensor:
         """Log density of unconstrained points, without gradients: (..., D) -> (...,)."""
-        single, tilts = self._tilted(), self._tilts()
+        if not self.program.discrete:
+            return self._map(self.program.log_density, x)
+        single, tilts = self._tilted(), self._tilts()  # vmap takes no enumeration but its graph
         return self._map(lambda point: single(point, *tilts), x)
 
     def constrain(self, x: Tensor) -> Params:
