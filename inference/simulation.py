@@ -6,8 +6,10 @@ and the posterior of each data set as one chain of a batch.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -140,14 +142,18 @@ class Simulator:
     ) -> tuple[Tensor, ...]:
         """``single`` at every point (R, S, ...) with its data set's fields (R, ...)."""
         data = tuple(fields.values())
-        try:
-            if name not in self._traced:
-                example = [p[0, 0].clone() for p in points] + [v[0].clone() for v in data]
-                self._traced[name] = graph.trace(single, *example)
-            inner = vmap(self._traced[name], in_dims=(*[0] * len(points), *[None] * len(data)))
-            return tuple(vmap(inner)(*points, *data))
-        except Exception:  # of any kind: the program itself serves
-            return _one_by_one(single, points, data)
+        axes = (*[0] * len(points), *[None] * len(data))
+        with warnings.catch_warnings():
+            # where vmap loops inside; whoever calibrates has not asked for vmap
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
+            with contextlib.suppress(Exception):  # of any kind, as from Pyro's enumeration
+                return tuple(vmap(vmap(single, in_dims=axes))(*points, *data))
+            with contextlib.suppress(Exception):
+                if name not in self._traced:
+                    example = [p[0, 0].clone() for p in points] + [v[0].clone() for v in data]
+                    self._traced[name] = graph.trace(single, *example)
+                return tuple(vmap(vmap(self._traced[name], in_dims=axes))(*points, *data))
+        return _one_by_one(single, points, data)
 
     def _bound(self, fields: Data, values: tuple[Tensor, ...]) -> Program:
         data = {**self.problem.data, **dict(zip(fields, values, strict=True))}
