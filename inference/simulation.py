@@ -333,7 +333,7 @@ class ReplicatedProblem(Problem):
     def outputs(self) -> Outputs:
         """Values of the continuous sites alone, which is all that calibration ranks."""
         assert self.replicated is not None
-        return _Continuous(self.program, self.dtype, self.device, self.replicated.uncompiled())
+        return _Continuous(self.program, self.dtype, self.device, self.replicated)
 
 
 class _Continuous(Outputs):
