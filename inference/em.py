@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -57,9 +58,15 @@ class EM(Engine):
         begin = time.perf_counter()
         model: Any = problem.model
         params = model.start(problem.data, self.restarts, problem.noise(self.restarts))
-        density = problem.outputs.density(self.objective)
+        outputs = problem.outputs
+        own = model.log_objective(problem.data, params, self.objective)
+        density: Callable[[Params], Tensor] = (
+            outputs.density(self.objective)
+            if own is None
+            else lambda params: model.log_objective(problem.data, params, self.objective)
+        )
         lengths: list[Tensor] = []
-        values = [density(params)]  # (R,) each
+        values = [density(params) if own is None else own]  # (R,) each
         ahead = torch.full_like(values[0], torch.inf)
         precision = torch.finfo(problem.dtype).eps
         tol = max(self.tol, 8 * precision)
@@ -85,7 +92,8 @@ class EM(Engine):
                 "data's scale and that e_step and m_step keep the parameters within their supports"
             )
         point = {name: value[best] for name, value in params.items()}
-        outputs = problem.outputs
+        if own is not None:
+            self._compare(problem.program, point, float(path[-1, best]), precision)
         draws = {site.name: point[site.name] for site in problem.program.sites}
         if not problem.program.discrete:
             draws |= outputs.deterministics(point)
@@ -103,6 +111,16 @@ class EM(Engine):
             },
             unconstrained=outputs.unconstrain(draws),
         )
+
+    def _compare(self, program: Program, point: Params, value: float, precision: float) -> None:
+        """Raise ``ModelError`` where the model's closed form is not the program's objective."""
+        own = program.log_joint if self.objective == "joint" else program.log_likelihood
+        expected = float(own(point))
+        if abs(value - expected) > max(1e-8, 100 * precision) * (1 + abs(expected)):
+            raise ModelError(
+                f"EM: the model's log_objective is {value:.8g} where its program has "
+                f"{expected:.8g}; mend log_objective, or leave it out"
+            )
 
     def _findings(self, path: Tensor, moving: bool) -> list[Finding]:
         found = []

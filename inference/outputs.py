@@ -168,11 +168,14 @@ class Outputs:
 
     @staticmethod
     def _rowwise(function: Callable[[Any], Any], rows: Any) -> Any:
-        try:
-            return vmap(function)(rows)
-        except (RuntimeError, ValueError):  # Pyro's enumeration or the program's own branches
-            many = rows.unbind() if isinstance(rows, Tensor) else _rows_of(rows)
-        if len(many) > _FEW:
+        count = len(rows) if isinstance(rows, Tensor) else len(next(iter(rows.values())))
+        if count > 1:
+            try:
+                return vmap(function)(rows)
+            except (RuntimeError, ValueError):  # Pyro's enumeration or the program's own branches
+                pass
+        many = rows.unbind() if isinstance(rows, Tensor) else _rows_of(rows)
+        if count > _FEW:
             try:
                 return _by_graph(function, rows, many[0])
             except Exception:  # of any kind: the program itself serves

@@ -95,6 +95,13 @@ class HasEM(Model):
     def m_step(self, data: Data, expectations: Any, objective: Objective) -> Params:
         """The maximiser of the expected joint (or likelihood) given the expectations."""
 
+    def log_objective(self, data: Data, params: Params, objective: Objective) -> Tensor | None:
+        """The objective in closed form, (restarts,), where the program would be slow; or None.
+
+        EM watches it instead of the program's density, and compares the two at its end.
+        """
+        return None
+
 
 class HasConditionals(Model):
     """Exact full conditionals, for Gibbs sampling; chains are a batch dimension in front."""

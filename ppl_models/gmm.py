@@ -264,6 +264,20 @@ class GaussianMixture(HasEM, HasMeanField, HasConditionals):
         weights = _shares(expectations.number)
         return {"weights": weights, "mean": data["location"] + mean, "covariance": covariance}
 
+    def log_objective(self, data: Data, params: Params, objective: Objective) -> Tensor:
+        """The log likelihood, in blocks of rows, and for the joint the log prior beside it."""
+        rows = self._rows(data)
+        likelihood = rows.expected(self._coefficients(data, rows, params))[1]
+        if objective == "likelihood":
+            return likelihood
+        nothing = likelihood.new_zeros(1, self.components, rows.features)
+        prior = self._law(data, rows.moments(nothing))
+        mean = params["mean"] - data["location"]
+        components = self.structure.log_density(prior, mean[None], params["covariance"][None])[0]
+        concentration = torch.full_like(params["weights"], self.concentration)
+        weights = dist.Dirichlet(concentration, validate_args=False).log_prob(params["weights"])
+        return likelihood + weights + components
+
     def _mode(self, data: Data, moments: Moments, concentration: float) -> Params:
         law = self._law(data, moments)
         return {

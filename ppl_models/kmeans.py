@@ -45,7 +45,12 @@ def lloyd(x: Tensor, centres: Tensor, steps: int) -> Tensor:
 
 def _closest(x: Tensor, centres: Tensor) -> Tensor:
     product = (centres.reshape(-1, centres.shape[-1]) @ x.mT).view(*centres.shape[:2], -1)
-    return (centres.square().sum(-1, keepdim=True) - 2 * product).argmin(1)
+    distances = centres.square().sum(-1, keepdim=True) - 2 * product  # (R, K, N), less |x|^2
+    least, labels = distances[:, 0], torch.zeros_like(distances[:, 0], dtype=torch.int64)
+    for k in range(1, distances.shape[1]):  # torch's argmin over a middle dimension is slow
+        labels = torch.where(distances[:, k] < least, k, labels)
+        least = torch.minimum(least, distances[:, k])
+    return labels
 
 
 def _squared_distances(x: Tensor, centres: Tensor) -> Tensor:
