@@ -214,7 +214,7 @@ class Sampler(Engine):
         steps, spent, adapts = 0, 0, self.acceptance_target(target.dim) is not None
         for window in warmup.windows(self.warmup):
             averaging = warmup.averaging(tuning.step_size) if adapts else None
-            moments = warmup.moments(target.dim, mass or "diagonal", x)
+            moments = warmup.moments(mass or "diagonal", x)
             state = self.init(
                 target, x, tuning, self.randomness(target, noise.fold(1, steps), 1)[0]
             )
@@ -230,7 +230,7 @@ class Sampler(Engine):
                 steps += len(numbers)
                 done += int(history.done.sum())
                 if window.learns_scale and mass is not None:
-                    moments = warmup.add(moments, history.x[history.done])
+                    moments = warmup.add(moments, history.x, history.done)
                 share = (spent + window.length * min(done / goal, 1.0)) / (self.warmup + self.draws)
                 problem.report(share, "warm-up")
             spent += window.length
@@ -238,7 +238,8 @@ class Sampler(Engine):
             if averaging is not None:
                 tuning = tuning._replace(step_size=warmup.pooled_step(averaging))
             if window.learns_scale and mass is not None:
-                tuning = tuning._replace(scale=warmup.scale(moments).contiguous())
+                learnt = warmup.scale(moments, settled=window.settled)
+                tuning = tuning._replace(scale=learnt.contiguous())
         return x, tuning, steps
 
     def _sample(

@@ -131,7 +131,7 @@ class SMC(Engine):
         runs, particles, dim = x.shape
         flat = x.flatten(0, 1)
         mass = self.kernel.mass_matrix(dim) or "diagonal"
-        scale = warmup.scale(warmup.add(warmup.moments(dim, mass, flat), flat)).contiguous()
+        scale = warmup.scale_of(flat, mass).contiguous()
         target = Tempered(path, flat.new_full((len(flat),), b)).as_target()
         tuning = tuned(scale, 1.0, len(flat))
         if step is None:

@@ -185,7 +185,7 @@ class Thermodynamic(Engine):
     def _frame(self, x: Tensor, mass: Mass) -> tuple[Tensor, Tensor]:
         """Mean and a square root of the covariance of each temperature: x (S, K * chains, D)."""
         rows = x.unflatten(1, (self.temperatures, self.chains)).transpose(0, 1).flatten(1, 2)
-        scales = [warmup.scale(warmup.add(warmup.moments(x.shape[-1], mass, r), r)) for r in rows]
+        scales = [warmup.scale_of(r, mass) for r in rows]
         centre, scale = rows.mean(1), torch.stack(scales)
         return centre.repeat_interleave(self.chains, 0), scale.repeat_interleave(self.chains, 0)
 

@@ -19,6 +19,9 @@ MassChoice = Literal["auto", "diagonal", "dense"]
 
 _DENSE_UP_TO = 30  # dimensions; pooled over chains, warm-up's draws determine such a matrix well
 
+_SETTLED = 25  # transitions: in longer windows chains have arrived, or will not
+_UNUSUAL = 10.0  # times the median variance
+
 _SHRINKAGE, _STABILISATION, _DECAY = 0.05, 10.0, 0.75  # Stan's gamma, t0, kappa
 
 
@@ -27,6 +30,7 @@ class Window(NamedTuple):
 
     length: int
     learns_scale: bool
+    settled: bool = False  # late enough to take chains for samples of the posterior
 
 
 def windows(warmup: int) -> list[Window]:
@@ -50,7 +54,7 @@ def windows(warmup: int) -> list[Window]:
         following = starts[0] if starts else 2 * length
         # a window whose successor would not fit takes what is left
         length = left if left < length + following else length
-        plan.append(Window(length, True))
+        plan.append(Window(length, True, settled=length > _SETTLED))
         left -= length
     return [*plan, Window(last, False)]
 
@@ -95,11 +99,11 @@ def pooled_step(state: Averaging) -> Tensor:
 
 
 class Moments(NamedTuple):
-    """Number, mean and summed squares of deviations of draws pooled over chains."""
+    """Number, mean and summed squares of deviations of each chain's draws."""
 
-    number: int
-    mean: Tensor  # (D,)
-    scatter: Tensor  # (D,) or (D, D)
+    number: Tensor  # (C,)
+    mean: Tensor  # (C, D)
+    scatter: Tensor  # (C, D) or (C, D, D)
 
 
 def resolve(mass: MassChoice, dim: int) -> Mass:
@@ -109,37 +113,69 @@ def resolve(mass: MassChoice, dim: int) -> Mass:
     return "dense" if dim <= _DENSE_UP_TO else "diagonal"
 
 
-def moments(dim: int, mass: Mass, like: Tensor) -> Moments:
-    """No draws yet."""
-    return Moments(
-        0, like.new_zeros(dim), like.new_zeros((dim,) if mass == "diagonal" else (dim, dim))
-    )
+def moments(mass: Mass, like: Tensor) -> Moments:
+    """No draws yet, of chains at ``like`` (C, D)."""
+    scatter = like[:, :, None] * like[:, None] if mass == "dense" else like
+    return Moments(like.new_zeros(len(like)), torch.zeros_like(like), torch.zeros_like(scatter))
 
 
-def add(state: Moments, rows: Tensor) -> Moments:
-    """Merge draws, (n, D), into the moments (Chan, Golub & LeVeque 1983)."""
-    n = len(rows)
-    if n == 0:
-        return state
-    mean = rows.mean(0)
-    centred, shift = rows - mean, mean - state.mean
+def add(state: Moments, rows: Tensor, done: Tensor) -> Moments:
+    """Merge the draws (K, C, D) that are ``done`` (K, C) (Chan, Golub & LeVeque 1983)."""
+    kept = done[..., None]
+    n = done.sum(0).to(rows.dtype)
+    mean = torch.where(kept, rows, 0.0).sum(0) / n.clamp(min=1)[:, None]
+    centred = torch.where(kept, rows - mean, 0.0)
     total = state.number + n
-    weight = state.number * n / total
-    if state.scatter.dim() == 1:
-        scatter = state.scatter + centred.square().sum(0) + weight * shift.square()
+    share = (n / total.clamp(min=1))[:, None]
+    shift = torch.where(n[:, None] > 0, mean - state.mean, 0.0)
+    weighted = shift * state.number[:, None] * share
+    if state.scatter.dim() == 2:
+        scatter = state.scatter + centred.square().sum(0) + weighted * shift
     else:
-        scatter = state.scatter + centred.T @ centred + weight * torch.outer(shift, shift)
-    return Moments(total, state.mean + shift * (n / total), scatter)
+        outer = torch.einsum("kci,kcj->cij", centred, centred)
+        scatter = state.scatter + outer + weighted[:, :, None] * shift[:, None]
+    return Moments(total, state.mean + shift * share, scatter)
 
 
-def scale(state: Moments) -> Tensor:
-    """A square root S of the covariance, S S^T, shrunk to 1e-3 I as in Stan: (D,) or (D, D)."""
-    n = state.number
-    shrunk = n / (n + 5.0) * state.scatter / max(n - 1, 1)
+def scale(state: Moments, *, settled: bool) -> Tensor:
+    """A square root S of the covariance, S S^T, shrunk to 1e-3 I as in Stan: (D,) or (D, D).
+
+    Before chains have settled, that of all draws about their common mean: where chains are tells
+    more than how far each has come. After, the draws of each about its own mean, so that chains in
+    different modes do not widen it; without chains that vary far more than most, on their way from
+    elsewhere.
+    """
+    dense = state.scatter.dim() == 3
+    if settled:
+        kept = _usual(state)
+        scatter, n = state.scatter[kept].sum(0), float(state.number[kept].sum())
+        freedom = n - int(kept.sum())
+    else:
+        n = float(state.number.sum())
+        centre = (state.number[:, None] * state.mean).sum(0) / max(n, 1.0)
+        away = (state.mean - centre) * state.number.sqrt()[:, None]
+        scatter = state.scatter.sum(0) + (away.T @ away if dense else away.square().sum(0))
+        freedom = n - 1
+    shrunk = n / (n + 5.0) * scatter / max(freedom, 1.0)
     floor = 1e-3 * 5.0 / (n + 5.0)
-    if shrunk.dim() == 1:
+    if not dense:
         return (shrunk + floor).sqrt()
     return torch.linalg.cholesky(shrunk + floor * torch.eye(len(shrunk)).to(shrunk))
+
+
+def _usual(state: Moments) -> Tensor:
+    """Which chains have variances at most ten times the median over chains: (C,) bool."""
+    dense = state.scatter.dim() == 3
+    squares = state.scatter.diagonal(dim1=-2, dim2=-1) if dense else state.scatter
+    variance = squares / (state.number - 1).clamp(min=1)[:, None]
+    middle = variance.quantile(0.5, 0).clamp(min=torch.finfo(variance.dtype).tiny)
+    return (variance / middle).amax(-1) <= _UNUSUAL
+
+
+def scale_of(rows: Tensor, mass: Mass) -> Tensor:
+    """The scale of independent draws, (n, D)."""
+    done = torch.ones(len(rows), 1, dtype=torch.bool, device=rows.device)
+    return scale(add(moments(mass, rows[:1]), rows[:, None], done), settled=False)
 
 
 def stretch(scale: Tensor, v: Tensor) -> Tensor:

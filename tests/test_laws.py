@@ -1,5 +1,7 @@
 """Laws that kernels and adaptation obey exactly, before any moment is looked at."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -183,6 +185,7 @@ def test_windows_grow_and_the_last_finds_the_step_size():
     lengths = [window.length for window in warmup.windows(1000)]
     assert lengths == [5, 5, 5, 5, 10, 15, 25, 50, 100, 200, 530, 50]
     assert [w.learns_scale for w in warmup.windows(1000)] == [True] * 11 + [False]
+    assert [w.settled for w in warmup.windows(1000)] == [False] * 7 + [True] * 4 + [False]
     assert warmup.windows(0) == []
 
 
@@ -210,18 +213,40 @@ def test_dual_averaging_moves_only_chains_that_are_done():
     assert new.log_step[0] < accepting.log_step[0]
 
 
+def scatter_of(mass, draws, *, settled, cuts=(0, 1, 1, 120, 300)):
+    """S S^T of draws (K, C, D), merged in parts of which some chains lack some draws."""
+    state = warmup.moments(mass, draws[0])
+    for low, high in itertools.pairwise(cuts):
+        done = torch.ones(high - low, draws.shape[1], dtype=torch.bool)
+        state = warmup.add(state, draws[low:high], done)
+        state = warmup.add(state, torch.full_like(draws[:1], torch.nan), ~done[:1])
+    root = warmup.scale(state, settled=settled)
+    return root.square() if mass == "diagonal" else root @ root.T
+
+
 @pytest.mark.parametrize("mass", ["diagonal", "dense"])
-def test_moments_merged_in_parts_are_those_of_all_draws(mass):
-    draws = Noise.seeded(2, 1).normal(300, DIM)[0] * 3 + 7
-    state = warmup.moments(DIM, mass, draws)
-    for part in (draws[:1], draws[1:1], draws[1:120], draws[120:]):
-        state = warmup.add(state, part)
-    covariance = np.cov(draws.numpy().T)
+@pytest.mark.parametrize("settled", [False, True])
+def test_moments_merged_in_parts_are_those_of_all_draws(mass, settled):
+    draws = Noise.seeded(2, 4).normal(300, DIM).transpose(0, 1) * 3 + 7
+    rows = (draws - draws.mean(0) if settled else draws).flatten(0, 1)
+    covariance = np.cov(rows.numpy().T) * (1199 / 1196 if settled else 1)
     expected = np.diag(covariance) if mass == "diagonal" else covariance
-    shrunk = 300 / 305 * expected + 1e-3 * 5 / 305 * (1 if mass == "diagonal" else np.eye(DIM))
-    root = warmup.scale(state)
-    square = root.square() if mass == "diagonal" else root @ root.T
-    np.testing.assert_allclose(square.numpy(), shrunk, rtol=1e-10)
+    shrunk = 1200 / 1205 * expected + 1e-3 * 5 / 1205 * (1 if mass == "diagonal" else np.eye(DIM))
+    np.testing.assert_allclose(scatter_of(mass, draws, settled=settled).numpy(), shrunk, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mass", ["diagonal", "dense"])
+def test_chains_apart_or_on_their_way_do_not_widen_the_scale(mass):
+    draws = Noise.seeded(3, 4).normal(300, DIM).transpose(0, 1)
+    expected = scatter_of(mass, draws, settled=True)
+    apart = draws + torch.tensor([-9.0, 0.0, 5.0, 30.0])[:, None]
+    torch.testing.assert_close(scatter_of(mass, apart, settled=True), expected)
+    on_its_way = draws.clone()
+    on_its_way[:, 2, 0] += torch.linspace(-200, 0, 300)
+    others = scatter_of(mass, draws[:, [0, 1, 3]], settled=True)
+    torch.testing.assert_close(scatter_of(mass, on_its_way, settled=True), others)
+    wide = scatter_of(mass, apart, settled=False)
+    assert float(wide.diagonal()[0] if mass == "dense" else wide[0]) > 50
 
 
 def test_steps_of_hmc_are_reversible_in_distribution_on_a_gaussian():
