@@ -70,3 +70,26 @@ def test_invariants_and_findings_of_a_model_are_told_with_its_fit():
     torch.testing.assert_close(draws["total"], draws["mu"].sum(-1))
     assert "total" in result.summary().index
     assert any(text.startswith("the largest mean is") for text in result.warnings)
+
+
+def weighted(mean, sd):
+    """Draws of N(mean, sd^2) that stand for N(0, 1), with their importance weights."""
+    x = mean + sd * RNG.normal(size=(1, 20_000))
+    log_q = -0.5 * ((x - mean) / sd) ** 2 - np.log(sd)
+    return diagnostics.approximation({"x": x}, {"log_weight": -0.5 * x**2 - log_q})
+
+
+@pytest.mark.parametrize(
+    ("mean", "sd", "expected"),
+    [
+        (0.0, 1.0, []),
+        (0.3, 1.0, [("shift", "warning")]),
+        (0.6, 1.1, [("shift", "error")]),
+        (0.0, 0.8, [("sd_ratio", "warning")]),
+        (0.0, 0.7, [("sd_ratio", "error")]),
+        (0.0, 1.5, [("sd_ratio", "error")]),
+        (0.0, 0.3, [("pareto_k", "error")]),
+    ],
+)
+def test_an_approximation_is_judged_by_its_importance_weights(mean, sd, expected):
+    assert [(finding.name, finding.severity) for finding in weighted(mean, sd)] == expected
