@@ -145,7 +145,10 @@ class Fit:
         with self._isolated(), torch.no_grad():
             new = None
             if data is not None:
-                new = _place(_prepare(self.model, data), self.device, self.dtype)
+                new = _prepare(self.model, data)
+                if isinstance(self.model, Model):
+                    new = self.model.renewed(self.data, new)
+                new = _place(new, self.device, self.dtype)
             chosen = self.seed if seed is None else seed
             return self.program.predictive(self.posterior.draws, chosen, new)
 

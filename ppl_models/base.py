@@ -48,6 +48,13 @@ class Model(nn.Module, ABC):
         """
         return as_fields(data)
 
+    def renewed(self, data: Data, new: Data) -> Data:
+        """New data to predict for, as the posterior of a fit to ``data`` can take them.
+
+        Raises ``DataError`` where it cannot, such as for categories that the fit has not seen.
+        """
+        return new
+
     def canonical(self, draws: Params) -> Params:
         """One representative of label or sign symmetry; draws are (chain, draw, *event)."""
         return draws

@@ -29,7 +29,7 @@ from ppl_models.base import (
     Use,
 )
 from ppl_models.counts import corpus, starts
-from ppl_models.errors import ModelError
+from ppl_models.errors import DataError, ModelError
 from ppl_models.noise import Noise
 from ppl_models.relabel import assigned, permuted
 from ppl_models.word_counts import WordCounts
@@ -102,6 +102,20 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
 
     def prepare(self, data: Any) -> Data:
         return corpus(data)
+
+    def renewed(self, data: Data, new: Data) -> Data:
+        """Other counts of the same documents, in the words of the fit."""
+        names, known = new["vocabulary"], data["vocabulary"]
+        if names and known and names[: len(known)] != known[: len(names)]:
+            word = next(a for a, b in zip(names, known, strict=False) if a != b)
+            raise DataError(f"vocabulary: '{word}' is not in its place; give that of the fit")
+        new = corpus(new, words=data["words"])
+        if new["documents"] != data["documents"]:
+            raise DataError(
+                f"proportions are those of the {data['documents']} documents of the fit, the new "
+                f"data have {new['documents']}; estimate theirs by inference.topics.fold_in"
+            )
+        return new | {"vocabulary": known}
 
     def forward(  # type: ignore[override]
         self,

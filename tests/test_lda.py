@@ -564,3 +564,24 @@ def test_coherence_by_hand():
     np.testing.assert_allclose(topics.coherence(phi, counts, words=2), [1, -1, 0], atol=1e-12)
     three = topics.coherence(phi[:1], counts, words=3)
     np.testing.assert_allclose(three, [(1 - 1 - 1) / 3])
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        ({"doc": [0, 1], "word": [7, 0], "count": [1, 2]}, "document 0 holds the unseen word 7"),
+        ([[1, 0, 2], [1, 1, 1], [3, 0, 0]], "the new data have 3; .*fold_in"),
+        (
+            {"counts": [[1, 0, 2], [1, 1, 1]], "vocabulary": ["oil", "gas", "bank"]},
+            "'gas' is not in its place",
+        ),
+    ],
+)
+def test_predictions_refuse_words_and_documents_that_the_fit_has_not_seen(new, message):
+    seen = {"counts": [[2, 1, 0], [0, 1, 2]], "vocabulary": ["oil", "bank", "gas"]}
+    engine = Gibbs(chains=2, warmup=5, draws=5)
+    result = quiet(LatentDirichletAllocation(2), seen, engine)
+    with pytest.raises(DataError, match=message):
+        result.predict(new)
+    again = result.predict({"doc": [0, 1], "word": [0, 1], "count": [3, 4]})["count"]
+    assert again.shape == (2, 5, 2)
