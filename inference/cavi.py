@@ -17,6 +17,7 @@ from inference import psis
 from inference.em import ends, falls
 from inference.engine import Engine, Posterior, Problem
 from inference.finding import Finding, unsettled
+from inference.program import Program
 from ppl_models.base import HasMeanField, Model, Params
 from ppl_models.errors import EngineError, ModelError
 from ppl_models.noise import Noise
@@ -56,6 +57,15 @@ class CAVI(Engine):
         self.positive("tol", "batch_size")
         if not 0.5 < self.forgetting <= 1:
             raise EngineError(f"CAVI(forgetting={self.forgetting!r}): give a number in (0.5, 1]")
+
+    def check(self, model: Any, program: Program) -> None:
+        super().check(model, program)
+        if self.batch_size is not None and self.batch_size > model.rows(program.data):
+            size = model.rows(program.data)
+            raise EngineError(
+                f"CAVI(batch_size={self.batch_size}): the data have {size} rows; give at most so "
+                "many, or None for all"
+            )
 
     @torch.no_grad()
     def run(self, problem: Problem) -> Posterior:
@@ -106,8 +116,6 @@ class CAVI(Engine):
         model: Any = problem.model
         size = model.rows(problem.data)
         assert self.batch_size is not None
-        if self.batch_size > size:
-            raise EngineError(f"CAVI(batch_size={self.batch_size}): the data have {size} rows")
         path: list[Tensor] = []
         order = torch.empty(0, dtype=torch.int64, device=problem.device)
         for step in range(self.max_steps):

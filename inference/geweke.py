@@ -125,7 +125,7 @@ class _Transitions:
         target = self.replicated.as_target()
         problem = with_target(simulator.problem, self.replicated)
         x = engine.start(target, noise.fold(0))
-        self.tuning = engine._warm_up(target, x, noise.fold(1), problem)[1]
+        self.tuning = engine.warm_up(target, x, noise.fold(1), problem)[1]
 
     def __call__(self, values: Params, drawn: Params, noise: Noise) -> Params:
         fields = self.simulator.batch(drawn)

@@ -174,7 +174,7 @@ class Sampler(Engine):
         with torch.no_grad():
             x = self.start(target, noise.fold(0))
             start = time.perf_counter()
-            x, tuning, steps = self._warm_up(target, x, noise.fold(1), problem)
+            x, tuning, steps = self.warm_up(target, x, noise.fold(1), problem)
             adapted = time.perf_counter()
             history, stopped = self._sample(target, x, tuning, noise.fold(2), problem)
             sampled = time.perf_counter()
@@ -200,9 +200,10 @@ class Sampler(Engine):
 
     # -- the loop --------------------------------------------------------------------------------
 
-    def _warm_up(
+    def warm_up(
         self, target: Target, x: Tensor, noise: Noise, problem: Problem
     ) -> tuple[Tensor, Tuning, int]:
+        """Where the chains are after warm-up from ``x`` (C, D), what it learnt, and its steps."""
         mass = self.mass_matrix(target.dim)
         scale = torch.ones(target.dim, dtype=x.dtype, device=x.device)
         if mass == "dense":

@@ -99,7 +99,7 @@ class Thermodynamic(Engine):
         b = ladder.repeat_interleave(self.chains)  # (K * chains,)
         noise = problem.noise(len(b))
         x = path.draw(noise.fold(0), 1)[:, 0]
-        x, target, tuning = self._warm_up(path, b, x, noise.fold(1), problem)
+        x, target, tuning = self.warm_up(path, b, x, noise.fold(1), problem)
         adapted = time.perf_counter()
         history = self._block(target, x, tuning, noise.fold(2), self.draws)
         x = torch.stack([target.position(z) for z in history.x])  # (S, K * chains, D)
@@ -137,7 +137,7 @@ class Thermodynamic(Engine):
             unconstrained=kept,
         )
 
-    def _warm_up(
+    def warm_up(
         self, path: Path, b: Tensor, x: Tensor, noise: Noise, problem: Problem
     ) -> tuple[Tensor, Tempered, Tuning]:
         """Points, target and tuning: every temperature in the frame of its own covariance."""

@@ -29,7 +29,7 @@ from ppl_models.component_laws import MeanGiven, RowGiven
 from ppl_models.conjugate_normal import STRUCTURES, Natural, Prior, Standard, Structure
 from ppl_models.errors import ModelError
 from ppl_models.inverse_wishart import Placed
-from ppl_models.mixture_data import mixture_rows, moments_of
+from ppl_models.mixture_data import mixture_rows, moments_of, no_mode
 from ppl_models.noise import Noise
 from ppl_models.quadratic_rows import LOG_2PI, Moments, Rows
 from ppl_models.relabel import invariants_of_mixture, relabelled
@@ -171,12 +171,7 @@ class GaussianMixture(HasEM, HasMeanField, HasConditionals):
 
     def obstacle(self, data: Data, use: str) -> str | None:
         """With a concentration below 1 the joint has no mode."""
-        if use != "joint" or self.concentration >= 1:
-            return None
-        return (
-            f"with concentration={self.concentration:g} the joint density is infinite where a "
-            "weight is zero; give 1 or more, or use EM(objective='likelihood')"
-        )
+        return no_mode(self.concentration) if use == "joint" else None
 
     def coordinates(self, data: Data) -> Mapping[str, Mapping[str, list[Any]]]:
         numbers = {"component": list(range(self.components))}

@@ -43,6 +43,16 @@ def mixture_rows(data: Any, components: int, structure: Structure) -> Data:
     return {"x": x, **beside, "features": features}
 
 
+def no_mode(concentration: float) -> str | None:
+    """Why the joint density has no mode in the weights, if the prior's concentration is too low."""
+    if concentration >= 1:
+        return None
+    return (
+        f"with concentration={concentration:g} the joint density is infinite where a weight is "
+        "zero; give 1 or more, or use EM(objective='likelihood')"
+    )
+
+
 def moments_of(x: Tensor, structure: Structure) -> tuple[Tensor, Tensor]:
     """The mean of x (N, D), and its covariance in the structure's shape.
 

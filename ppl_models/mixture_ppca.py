@@ -18,6 +18,7 @@ from ppl_models import kmeans
 from ppl_models.base import Data, HasEM, Objective, Params, Use
 from ppl_models.errors import DataError, ModelError
 from ppl_models.low_rank import LowRankNormal
+from ppl_models.mixture_data import no_mode
 from ppl_models.noise import Noise
 from ppl_models.ppca import (
     Sums,
@@ -116,12 +117,7 @@ class MixturePPCA(HasEM):
 
     def obstacle(self, data: Data, use: Use) -> str | None:
         """With a concentration below 1 the joint has no mode."""
-        if use != "joint" or self.concentration >= 1:
-            return None
-        return (
-            f"with concentration={self.concentration:g} the joint density is infinite where a "
-            "weight is zero; give 1 or more, or use EM(objective='likelihood')"
-        )
+        return no_mode(self.concentration) if use == "joint" else None
 
     def coordinates(self, data: Data) -> Mapping[str, Mapping[str, list[Any]]]:
         component = {"component": list(range(self.components))}

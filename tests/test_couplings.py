@@ -8,7 +8,8 @@ import torch
 from scipy import stats
 
 from inference import HMC, MH, NUTS, Gibbs, couple_finite, coupling, finite
-from inference.couplings import Coupling, reflected
+from inference.coupled import reflected
+from inference.couplings import Coupling
 from inference.moves import tuned
 from ppl_models import EngineError, Noise
 from tests.programs import FEW, Means

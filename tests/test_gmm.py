@@ -699,6 +699,14 @@ def test_settings_out_of_range_are_refused_with_the_remedy(make, message):
         make()
 
 
+def test_batches_of_more_rows_than_there_are_are_refused_before_work(monkeypatch):
+    monkeypatch.setattr(GaussianMixture, "initial_factors", None)
+    with pytest.raises(
+        EngineError, match=r"batch_size=1000\): the data have \d+ rows; give at most"
+    ):
+        fit(GaussianMixture(2), ROWS, CAVI(batch_size=1000))
+
+
 def test_em_refuses_a_joint_without_a_mode():
     sparse = GaussianMixture(2, concentration=0.5)
     with pytest.raises(EngineError, match=r"concentration=0\.5 the joint density is infinite"):
