@@ -14,6 +14,8 @@ from scipy.fft import next_fast_len
 from scipy.special import ndtri
 from scipy.stats import rankdata
 
+from ppl_models.errors import EngineError
+
 _BLOCK = 1 << 22  # numbers worked on at a time
 
 
@@ -41,13 +43,89 @@ def ess_bulk(x: np.ndarray) -> np.ndarray:
 
 def ess_tail(x: np.ndarray) -> np.ndarray:
     """The smaller effective sample size of the 5 % and the 95 % quantile."""
+    return np.minimum(ess_quantile(x, 0.05), ess_quantile(x, 0.95))
 
-    def tails(draws: np.ndarray) -> np.ndarray:
-        low, high = np.quantile(draws, (0.05, 0.95), axis=(0, 1))
-        split = _split(draws)
-        return np.minimum(_ess((split <= low) * 1.0), _ess((split <= high) * 1.0))
 
-    return _blockwise(tails, x)
+def ess_quantile(x: np.ndarray, probability: float) -> np.ndarray:
+    """Effective sample size of the share of draws at or below a quantile.
+
+    How well that quantile is known; NaN where every draw is there, as at an atom.
+    """
+    return ess_local(x, 0.0, probability)
+
+
+def ess_local(x: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Effective sample size of the share of draws between two quantiles, both counted in.
+
+    Chains that visit a part of the space too seldom have a small one there.
+    """
+    if not 0 <= low < high <= 1:
+        raise EngineError(f"ess_local(low={low!r}, high={high!r}): give 0 <= low < high <= 1")
+
+    def inside(draws: np.ndarray) -> np.ndarray:
+        lower, upper = np.quantile(draws, (low, high), axis=(0, 1))
+        within = (lower <= draws) & (draws <= upper)
+        size = _ess(_split(within * 1.0))
+        return np.where(np.isfinite(draws).all((0, 1)), size, np.nan)
+
+    return _blockwise(inside, x)
+
+
+def growth(
+    size: Callable[[np.ndarray], np.ndarray], x: np.ndarray, points: int = 20
+) -> tuple[np.ndarray, np.ndarray]:
+    """A figure such as ``ess_bulk`` of the first n draws of every chain, for several n.
+
+    The effective sample size of a chain that mixes grows in proportion to n; one that levels off
+    has met a part of the space that it leaves seldom.
+
+    Returns:
+        n, from 4 to all draws, and the figures (n, *event).
+
+    >>> x = np.random.default_rng(0).normal(size=(4, 1000))
+    >>> n, sizes = growth(ess_bulk, x, points=2)
+    >>> n.tolist(), (sizes / (4 * n) > 0.5).tolist()
+    ([500, 1000], [True, True])
+    """
+    draws = x.shape[1]
+    at = np.unique(np.linspace(draws / points, draws, points).astype(int).clip(min(4, draws)))
+    return at, np.stack([size(x[:, :n]) for n in at])
+
+
+def nested_r_hat(x: np.ndarray, superchains: int) -> np.ndarray:
+    """Nested R-hat, for many short chains: (chain, draw, *event) -> (*event).
+
+    Chains are taken in order as ``superchains`` groups of equal size, the chains of a group having
+    begun at one point. With B the variance of the groups' means and W the mean over groups of the
+    variance within chains plus that between the chains of the group,
+
+        R-hat = sqrt(1 + B / W),
+
+    so that it is small where the groups forgot where they began, however short the chains; around
+    sqrt(1 + 1 / M) for M chains in a group where a chain gives one independent draw. Of split,
+    rank-normalised draws, the larger of that of the draws and of their distances from the median,
+    as in ArviZ 1.x; chains of fewer than four draws are not split. Source: Margossian, Hoffman,
+    Sountsov, Riou-Durand, Vehtari & Gelman (2024), Bayesian Analysis.
+
+    Raises:
+        EngineError: fewer than two groups, or chains that do not make equal groups.
+    """
+    chains, draws = x.shape[:2]
+    if not (superchains >= 2 and chains % superchains == 0):
+        raise EngineError(
+            f"superchains={superchains!r}: {chains} chains do not make so many groups of equal "
+            "size; give a divisor of their number, of at least 2"
+        )
+
+    def both(values: np.ndarray) -> np.ndarray:
+        split = _split(values) if draws >= 4 else values
+        # halves of a chain belong to its group: group first, (superchain, chain, draw, scalar)
+        grouped = split.reshape(-1, superchains, chains // superchains, *split.shape[1:])
+        grouped = grouped.swapaxes(0, 1).reshape(superchains, -1, *split.shape[1:])
+        folded = np.abs(grouped - np.median(split, axis=(0, 1)))
+        return np.maximum(*(_nested(_rank(part)) for part in (grouped, folded)))
+
+    return _blockwise(both, x)
 
 
 def ess_mean(x: np.ndarray) -> np.ndarray:
@@ -116,6 +194,20 @@ def _plain_r_hat(x: np.ndarray) -> np.ndarray:
     within = x.var(1, ddof=1).mean(0)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.sqrt((between / within + draws - 1) / draws)
+
+
+def _nested(x: np.ndarray) -> np.ndarray:
+    """R-hat of (superchain, chain, draw, scalar), by variances at each level."""
+
+    def variance(values: np.ndarray, axis: int) -> np.ndarray | float:
+        return values.var(axis, ddof=1) if values.shape[axis] > 1 else 0.0
+
+    within = variance(x, 2)  # (superchain, chain, scalar)
+    across = variance(x.mean(2), 1)  # (superchain, scalar)
+    each = across + (within.mean(1) if isinstance(within, np.ndarray) else within)
+    between = x.mean((1, 2)).var(0, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt(1 + between / np.mean(each, axis=0))
 
 
 def _rank(x: np.ndarray) -> np.ndarray:

@@ -146,9 +146,92 @@ def test_mixing_figures_equal_arviz():
                 "tail": (mixing.ess_tail(x), az.ess(data, method="tail", **tail)),
                 "mean": (mixing.ess_mean(x), az.ess(data, method="mean")),
                 "mcse": (mixing.mcse_mean(x), az.mcse(data, method="mean")),
+                "quantile": (
+                    mixing.ess_quantile(x, 0.3),
+                    az.ess(data, method="quantile", prob=0.3),
+                ),
+                "local": (
+                    mixing.ess_local(x, 0.2, 0.5),
+                    az.ess(data, method="local", prob=(0.2, 0.5)),
+                ),
             }
             for name, (ours, theirs) in pairs.items():
                 expected = theirs.x.values
                 known = np.isfinite(ours) & np.isfinite(expected)
                 assert known[:3].all()
                 np.testing.assert_allclose(ours[known], expected[known], rtol=1e-8, err_msg=name)
+
+
+def nested(x, groups):
+    """Margossian et al. (2024), equations 4 to 8, for one scalar (chain, draw)."""
+    means, within = [], []
+    for group in np.split(x, groups):
+        means.append(group.mean())
+        between = group.mean(1).var(ddof=1) if len(group) > 1 else 0.0
+        within.append(between + (group.var(1, ddof=1).mean() if x.shape[1] > 1 else 0.0))
+    return np.sqrt(1 + np.var(means, ddof=1) / np.mean(within))
+
+
+@pytest.mark.parametrize(("chains", "groups", "draws"), [(12, 4, 1), (12, 2, 3), (6, 6, 2)])
+def test_nested_r_hat_is_that_of_its_definition(chains, groups, draws):
+    x = np.random.default_rng(0).standard_cauchy(size=(chains, draws, 5)) + np.arange(5)
+    folded = np.abs(x - np.median(x, axis=(0, 1)))
+    for scalar in range(5):
+        scores = [mixing._rank(part)[..., scalar] for part in (x, folded)]
+        expected = max(nested(part, groups) for part in scores)
+        assert mixing.nested_r_hat(x, groups)[scalar] == pytest.approx(expected, rel=1e-12)
+
+
+def test_halves_of_a_chain_stay_in_its_group():
+    import arviz as az
+
+    x = np.random.default_rng(1).normal(size=(12, 9, 3)).cumsum(1)
+    halves = np.concatenate([x[:, :4], x[:, -4:]], axis=1).reshape(24, 4, 3)  # of a chain in turn
+    folded = np.abs(halves - np.median(halves, axis=(0, 1)))
+    expected = [
+        max(nested(mixing._rank(part)[..., scalar], 4) for part in (halves, folded))
+        for scalar in range(3)
+    ]
+    np.testing.assert_allclose(mixing.nested_r_hat(x, 4), expected, rtol=1e-12)
+    if hasattr(az, "rhat_nested"):  # ArviZ 1.x
+        theirs = az.rhat_nested(
+            az.convert_to_dataset({"x": x}), superchain_ids=np.repeat(np.arange(4), 3)
+        )
+        np.testing.assert_allclose(mixing.nested_r_hat(x, 4), theirs.x.values, rtol=1e-8)
+
+
+def test_nested_r_hat_tells_short_chains_that_remember_their_start():
+    """B / W is 1 / M for M independent draws in a group, and above for chains with a memory."""
+    rng = np.random.default_rng(2)
+    start = rng.normal(size=(32, 1, 1, 500))
+    noise = rng.normal(size=(32, 16, 1, 500))
+    for memory in (0.0, 0.9):
+        x = memory * start + np.sqrt(1 - memory**2) * noise
+        ratio = mixing.nested_r_hat(x.reshape(512, 1, 500), 32) ** 2 - 1
+        if memory:
+            assert ratio.min() > 1
+        else:
+            # of the larger of two figures, each of mean 1 / 16 and relative sd sqrt(2 / 31)
+            assert 1 / 16 < ratio.mean() < (1 + np.sqrt(2 / 31)) / 16
+
+
+def test_groups_of_unequal_size_are_refused():
+    for groups in (1, 5, 0):
+        with pytest.raises(EngineError, match="12 chains do not make"):
+            mixing.nested_r_hat(np.zeros((12, 4)), groups)
+
+
+def test_effective_sizes_grow_with_the_draws():
+    x = autoregressive(0.5, 4, 3000, 0)[..., None]
+    n, sizes = mixing.growth(mixing.ess_mean, x, points=6)
+    assert n.tolist() == [500, 1000, 1500, 2000, 2500, 3000]
+    np.testing.assert_allclose(sizes[:, 0] * 3 / (4 * n), 1, rtol=0.25)  # the exact time is 3
+    assert sizes[-1] == mixing.ess_mean(x)
+
+
+def test_parts_of_the_space_that_are_seldom_visited_have_small_sizes():
+    states = finite([[0.99, 0.01], [0.5, 0.5]], 4, 5000, 0) * 1.0
+    x = states + 1e-3 * np.random.default_rng(0).normal(size=states.shape)
+    assert mixing.ess_local(x, 0.985, 1.0) < 0.5 * mixing.ess_local(x, 0.4, 0.6)
+    with pytest.raises(EngineError, match="0 <= low < high <= 1"):
+        mixing.ess_local(x, 0.5, 0.5)
