@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import ArrayLike
+from scipy.stats import norm
 from torch import Tensor
 
 from inference import finite
@@ -35,10 +36,15 @@ from ppl_models.noise import Noise
 
 
 class Bound(NamedTuple):
-    """An upper bound on the total variation distance, with its Monte Carlo standard error."""
+    """An upper bound on the total variation distance, estimated from pairs.
+
+    ``error`` is its Monte Carlo standard error; ``upper`` its upper confidence limit, which is
+    positive where all pairs have met, too.
+    """
 
     value: np.ndarray
     error: np.ndarray
+    upper: np.ndarray
 
 
 class Estimate(NamedTuple):
@@ -71,14 +77,18 @@ class Coupling:
         """P."""
         return len(self.meeting)
 
-    def bound(self, iterations: ArrayLike) -> Bound:
+    def bound(self, iterations: ArrayLike, level: float = 0.99) -> Bound:
         """The bound on TV(pi_t, pi) at each t: E max(0, ceil((tau - L - t) / L)).
 
-        It may be above 1 for small t; a larger lag makes it sharper.
+        It may be above 1 for small t; a larger lag makes it sharper. ``upper`` is at confidence
+        ``level``, one-sided: value + z error + log(1 / (1 - level)) / P, the last term being the
+        limit where none of P pairs is apart any more.
         """
         t = np.asarray(iterations)[..., None]
         each = np.maximum(0, np.ceil((self.meeting - self.lag - t) / self.lag))
-        return Bound(each.mean(-1), each.std(-1, ddof=1) / np.sqrt(self.pairs))
+        value, error = each.mean(-1), each.std(-1, ddof=1) / np.sqrt(self.pairs)
+        unseen = -np.log1p(-level) / self.pairs
+        return Bound(value, error, value + norm.ppf(level) * error + unseen)
 
     def mixing_time(self, distance: float = 0.25) -> int:
         """The first t at which the bound is at most ``distance``."""

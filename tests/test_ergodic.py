@@ -2,46 +2,12 @@
 
 import numpy as np
 import pytest
-from scipy.signal import lfilter
 
 from inference import ergodic, mixing
 from ppl_models import EngineError
+from tests.chains import autoregressive, finite, metropolis
 
 METHODS = ["monotone", "positive", "batch", "overlapping", "spectral"]
-
-
-def autoregressive(rho, chains, draws, seed):
-    """x_t = rho x_{t-1} + noise, stationary with unit variance: sigma^2 = (1 + rho)/(1 - rho)."""
-    noise = np.random.default_rng(seed).normal(size=(chains, draws)) * np.sqrt(1 - rho**2)
-    noise[:, 0] /= np.sqrt(1 - rho**2)
-    return lfilter([1], [1, -rho], noise, axis=1)
-
-
-def finite(transition, chains, draws, seed):
-    """A stationary finite chain: states (chain, draw)."""
-    rng = np.random.default_rng(seed)
-    transition = np.asarray(transition)
-    stationary = np.linalg.matrix_power(transition, 4096)[0]
-    cumulative = transition.cumsum(1)
-    state = rng.choice(len(transition), p=stationary / stationary.sum(), size=chains)
-    states = np.empty((chains, draws), dtype=int)
-    for t, unit in enumerate(rng.uniform(size=(draws, chains))):
-        state = (unit[:, None] >= cumulative[state]).sum(1).clip(max=len(transition) - 1)
-        states[:, t] = state
-    return states
-
-
-def metropolis(random_walk):
-    """Metropolis on 0..9 for pi(x) proportional to 2^-x, proposals to neighbours or uniform."""
-    weights = 2.0 ** -np.arange(10)
-    matrix = np.zeros((10, 10))
-    for i in range(10):
-        neighbours = [i - 1, i + 1] if random_walk else range(10)
-        for j in neighbours:
-            if 0 <= j < 10 and j != i:
-                matrix[i, j] = min(1, weights[j] / weights[i]) / (2 if random_walk else 10)
-        matrix[i, i] = 1 - matrix[i].sum()
-    return matrix
 
 
 def exact(matrix):

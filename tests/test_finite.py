@@ -5,7 +5,7 @@ import pytest
 
 from inference import finite
 from ppl_models import DataError
-from tests.test_ergodic import metropolis
+from tests.chains import metropolis
 
 TWO = np.array([[0.8, 0.2], [0.1, 0.9]])
 WEIGHTS = 2.0 ** -np.arange(10)
