@@ -18,6 +18,7 @@ from inference.nuts import NUTS
 from inference.sampling import Sampler
 from inference.smc import SMC
 from inference.stein import Discrepancy, ksd
+from inference.stopping import Until
 from inference.svi import SVI
 from inference.target import Target
 from inference.thermodynamic import Thermodynamic
@@ -46,6 +47,7 @@ __all__ = [
     "Sampler",
     "Target",
     "Thermodynamic",
+    "Until",
     "compare",
     "couple_finite",
     "coupling",

@@ -16,8 +16,9 @@ from torch import Tensor
 from inference import psis
 from inference.em import ends, falls
 from inference.engine import Engine, Posterior, Problem
-from inference.finding import Finding, unsettled
+from inference.finding import Finding
 from inference.program import Program
+from inference.stopping import unfinished
 from ppl_models.base import HasMeanField, Model, Params
 from ppl_models.errors import EngineError, ModelError
 from ppl_models.noise import Noise
@@ -51,6 +52,7 @@ class CAVI(Engine):
     delay: float = 1.0
 
     needs: ClassVar[type[Model] | None] = HasMeanField
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
 
     def __post_init__(self) -> None:
         self.at_least(restarts=1, max_steps=1, draws=1, delay=0)
@@ -75,9 +77,9 @@ class CAVI(Engine):
         noise = problem.noise(self.restarts)
         factors = model.initial_factors(problem.data, self.restarts, noise.fold(0))
         if self.batch_size is None:
-            factors, path, settled = self._rounds(problem, factors)
+            factors, path, settled, over = self._rounds(problem, factors)
         else:
-            factors, path, settled = self._steps(problem, factors, noise.fold(1))
+            factors, path, settled, over = self._steps(problem, factors, noise.fold(1))
         _, last = model.coordinate_step(problem.data, factors, None)
         if not bool(torch.isfinite(last).any()):
             raise ModelError(
@@ -88,7 +90,7 @@ class CAVI(Engine):
         posterior = self._posterior(problem, chosen)
         seconds = time.perf_counter() - begin
         posterior.seconds.update(sampling=seconds, total=seconds)
-        posterior.findings.extend(self._findings(model, path, last, settled))
+        posterior.findings.extend(self._findings(model, path, last, settled, over))
         posterior.attributes.update(
             elbo=float(last[best]),
             elbo_trace=[float(step[best]) for step in path],
@@ -99,7 +101,8 @@ class CAVI(Engine):
 
     # -- internals -------------------------------------------------------------------------------
 
-    def _rounds(self, problem: Problem, factors: Params) -> tuple[Params, list[Tensor], bool]:
+    def _rounds(self, problem: Problem, factors: Params) -> tuple[Params, list[Tensor], bool, bool]:
+        """The factors, the path of the ELBO, whether it settled, and whether time was over."""
         model: Any = problem.model
         path: list[Tensor] = []
         for step in range(self.max_steps):
@@ -107,12 +110,14 @@ class CAVI(Engine):
             path.append(elbo)
             problem.report(step / self.max_steps, f"ELBO {float(elbo.max()):.6g}")
             if step and bool(((path[-1] - path[-2]).abs() <= self.tol * path[-1].abs()).all()):
-                return factors, path, True
-        return factors, path, False
+                return factors, path, True, False
+            if problem.clock.over:
+                return factors, path, False, True
+        return factors, path, False, False
 
     def _steps(
         self, problem: Problem, factors: Params, noise: Noise
-    ) -> tuple[Params, list[Tensor], bool]:
+    ) -> tuple[Params, list[Tensor], bool, bool]:
         model: Any = problem.model
         size = model.rows(problem.data)
         assert self.batch_size is not None
@@ -129,7 +134,9 @@ class CAVI(Engine):
             path.append(elbo)
             if step % 16 == 0:
                 problem.report(step / self.max_steps, f"ELBO {float(elbo.max()):.6g}")
-        return factors, path, True
+            if problem.clock.over and step + 1 < self.max_steps:
+                return factors, path, False, True
+        return factors, path, True, False
 
     def _posterior(self, problem: Problem, factors: Params) -> Posterior:
         model: Any = problem.model
@@ -149,13 +156,12 @@ class CAVI(Engine):
         )
 
     def _findings(
-        self, model: Any, path: list[Tensor], last: Tensor, settled: bool
+        self, model: Any, path: list[Tensor], last: Tensor, settled: bool, over: bool
     ) -> list[Finding]:
         found = []
         if not settled:
-            found.append(
-                unsettled("max_steps", self.max_steps, "the ELBO", "raise max_steps or tol")
-            )
+            remedy = "raise max_steps or tol"
+            found.append(unfinished(over, "max_steps", len(path), "the ELBO", remedy))
         if self.batch_size is None and model.ascends:
             found += falls(torch.stack(path), "ELBO", "coordinate_step")
         return found + ends(last, "ELBO")

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from inference.engine import Engine, Posterior, Problem
-from inference.finding import Finding, fell, unsettled, worse_restarts
+from inference.finding import Finding, fell, worse_restarts
 from inference.program import Program
+from inference.stopping import unfinished
 from ppl_models.base import HasEM, Model, Objective, Params
 from ppl_models.errors import ModelError
 
@@ -42,6 +43,7 @@ class EM(Engine):
     objective: Objective = "joint"
 
     needs: ClassVar[type[Model] | None] = HasEM
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
 
     def __post_init__(self) -> None:
         self.at_least(restarts=1, max_steps=1)
@@ -71,8 +73,10 @@ class EM(Engine):
         precision = torch.finfo(problem.dtype).eps
         tol = max(self.tol, 8 * precision)
         step = 0
-        while step < self.max_steps and bool((ahead > tol).any()):
+        over = False
+        while step < self.max_steps and bool((ahead > tol).any()) and not over:
             step += 1
+            over = problem.clock.over
             before = params
             params = model.m_step(problem.data, model.e_step(problem.data, params), self.objective)
             lengths = [*lengths[-1:], _relative(params, before)]
@@ -101,7 +105,7 @@ class EM(Engine):
         return Posterior(
             kind="point",
             draws=draws,
-            findings=self._findings(path, bool(ahead[best] > tol)),
+            findings=self._findings(path, bool(ahead[best] > tol), step, over),
             seconds={"sampling": seconds, "total": seconds},
             attributes={
                 "objective_name": f"log {self.objective}",
@@ -122,12 +126,11 @@ class EM(Engine):
                 f"{expected:.8g}; mend log_objective, or leave it out"
             )
 
-    def _findings(self, path: Tensor, moving: bool) -> list[Finding]:
+    def _findings(self, path: Tensor, moving: bool, steps: int, over: bool) -> list[Finding]:
         found = []
         if moving:
-            found.append(
-                unsettled("max_steps", self.max_steps, "the parameters", "raise max_steps or tol")
-            )
+            remedy = "raise max_steps or tol"
+            found.append(unfinished(over, "max_steps", steps, "the parameters", remedy))
         return found + falls(path, "objective", "e_step and m_step") + ends(path[-1], "objective")
 
 

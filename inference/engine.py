@@ -19,10 +19,13 @@ from inference.graph import Tier, batched_over_rows, trace
 from inference.outputs import Outputs
 from inference.program import Minibatch, Program
 from inference.progress import Report, silent
+from inference.stopping import Clock, Until
 from inference.target import Target
 from ppl_models.base import Data, Model, Params, Use
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
+
+_MINUTE = 60.0
 
 Kind = Literal["samples", "approximation", "point"]
 TierChoice = Tier | Literal["auto"]
@@ -30,7 +33,7 @@ TierChoice = Tier | Literal["auto"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What an engine is given: the model, its data on the device, and where to report progress."""
+    """What an engine is given: the model, its data on the device, when to stop, where to report."""
 
     model: Callable[..., Any]
     data: Data
@@ -39,13 +42,20 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
     report: Report = silent
+    until: Until = field(default_factory=Until)
+    clock: Clock = field(default_factory=Clock)
 
     def noise(self, chains: int) -> Noise:
         """The chains' streams of random numbers."""
         return Noise.seeded(self.seed, chains, device=self.device, dtype=self.dtype)
 
     def target(self, tier: TierChoice, calls: int) -> Target:
-        """The log density of the continuous sites in unconstrained space."""
+        """The log density of the continuous sites in unconstrained space.
+
+        With less than a minute in all, none of it is spent on compiling unless that is asked for.
+        """
+        if tier == "auto" and (self.until.seconds or _MINUTE) < _MINUTE:
+            tier = "traced"
         return Target(
             self.program.log_density,
             self.program.dim,
@@ -54,7 +64,19 @@ class Problem:
             tier=tier,
             calls=calls,
             describe=self.program.describe,
+            watch=None if self.clock.seconds is None else self.clock.look,
         )
+
+    def precise(self, draws: Params | Tensor) -> Finding | None:
+        """The finding that draws are as precise as ``until`` asks, if they are.
+
+        ``draws`` are (chain, draw, *event) by site, or unconstrained (chain, draw, D).
+        """
+        values = self.outputs.constrain(draws) if isinstance(draws, Tensor) else draws
+        if isinstance(self.model, Model):
+            values = values | self.model.canonical(dict(values))
+        names = [site.name for site in self.program.sites]
+        return self.until.reached({name: values[name].cpu().numpy() for name in names})
 
     def subsampled(
         self, minibatch: Minibatch, points: int
@@ -102,6 +124,9 @@ class Engine(ABC):
     needs_continuous: ClassVar[bool] = True
     """Whether the engine moves in the space of the program's continuous sites."""
 
+    stops_at: ClassVar[tuple[str, ...]] = ()
+    """Which figures of ``Until`` the engine heeds."""
+
     @abstractmethod
     def run(self, problem: Problem) -> Posterior:
         """Fit the problem."""
@@ -141,6 +166,18 @@ class Engine(ABC):
                 f"runs at the same values, which {name} cannot use; draw every random number by "
                 "pyro.sample"
             )
+
+    def check_until(self, until: Until) -> None:
+        """Refuse a stop rule that means nothing here. Raises ``EngineError``."""
+        for name in until.asked:
+            if name not in self.stops_at:
+                legal = f"; give {', '.join(self.stops_at)}" if self.stops_at else ""
+                why = "has no Markov chain whose precision could be judged"
+                raise EngineError(
+                    f"Until({name}={getattr(until, name):g}): {type(self).__name__} "
+                    + (why if name != "seconds" else "cannot be stopped")
+                    + legal
+                )
 
     def _refuse(self, model: Any, program: Program, use: Use) -> None:
         """Raise ``EngineError`` where the model says that a use of it leads nowhere."""

@@ -23,6 +23,7 @@ from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding
 from inference.program import Program, isolated, trained
 from inference.progress import bar
+from inference.stopping import Clock, Until
 from inference.target import Target
 from ppl_models.base import Data, Model
 from ppl_models.data import as_fields
@@ -223,6 +224,7 @@ def fit(
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     progress: bool | None = None,
+    until: Until | None = None,
 ) -> Fit:
     """Fit a Pyro program by an engine.
 
@@ -236,6 +238,7 @@ def fit(
             the CPU, which is faster for small problems.
         dtype: of the real numbers; by default that of the model's weights, else float64.
         progress: whether to show a progress bar; by default where standard error is a terminal.
+        until: when to stop before the engine's own limit, such as ``Until(seconds=60)``.
 
     Returns:
         A ``Fit``. What it must warn about is in ``.warnings`` and is issued as
@@ -249,11 +252,15 @@ def fit(
 
         engine = NUTS()
     _check_engine(engine)
+    until = Until() if until is None else until
+    if not isinstance(until, Until):
+        raise EngineError(f"until={until!r}: give a stop rule such as Until(seconds=60)")
+    engine.check_until(until)
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**64:
         raise EngineError(f"seed={seed!r}: give a non-negative integer below 2^64")
     _check_model(model)
-    begin = time.perf_counter()
+    clock = Clock(until.seconds)
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else model
     fields = _prepare(model, data)
     where = _device(device, model, fields)
@@ -266,12 +273,12 @@ def fit(
         with isolated(kind, where, validate=True):
             program = Program(model, placed)
         engine.check(model, program)
-        problem = Problem(model, placed, program, int(seed), kind, where, report)
+        problem = Problem(model, placed, program, int(seed), kind, where, report, until, clock)
         posterior = engine.run(problem)
         parameters = trained()
         if isinstance(model, Model):
             posterior = _told_by_model(model, _canonical(model, posterior, problem), placed)
-    posterior.seconds["total"] = time.perf_counter() - begin
+    posterior.seconds["total"] = time.perf_counter() - clock.begun
     posterior.findings.extend(_findings(posterior, program))
     result = Fit(model, placed, engine, posterior, int(seed), where, kind, program, parameters)
     for text in result.warnings:

@@ -9,7 +9,8 @@ from typing import Any, ClassVar
 import torch
 
 from inference.engine import Engine, Posterior, Problem
-from inference.finding import interrupted
+from inference.finding import Finding, interrupted
+from inference.stopping import after
 from ppl_models.base import HasConditionals, Model, Params
 from ppl_models.noise import Noise
 
@@ -31,6 +32,7 @@ class Gibbs(Engine):
     thin: int = 1
 
     needs: ClassVar[type[Model] | None] = HasConditionals
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds", "ess", "mcse")
 
     def __post_init__(self) -> None:
         self.at_least(chains=1, warmup=0, draws=1, thin=1)
@@ -39,6 +41,7 @@ class Gibbs(Engine):
     def run(self, problem: Problem) -> Posterior:
         """Sweep from starting points of finite density."""
         begin = time.perf_counter()
+        problem.clock.expect("the first draw")
         noise = problem.noise(self.chains)
         outputs = problem.outputs
         model: Any = problem.model
@@ -49,8 +52,9 @@ class Gibbs(Engine):
         state = initial
         sites = [site.name for site in problem.program.sites]
         kept: list[Params] = []
-        stopped, start, adapted = False, time.perf_counter(), time.perf_counter()
-        total = self.warmup + self.draws
+        stopped: Finding | None = None
+        start = adapted = time.perf_counter()
+        total, look = self.warmup + self.draws, after(0)
         try:
             for draw in range(total):
                 if draw == self.warmup:
@@ -62,12 +66,21 @@ class Gibbs(Engine):
                     kept.append(self._recorded(problem, sites, state, noise.fold(4, draw)))
                 if draw % 16 == 0:
                     problem.report(draw / total, "sampling" if kept else "warm-up")
+                if problem.until.precise and len(kept) == look:
+                    look = after(look)
+                    stopped = problem.precise(_stacked(kept, sites))
+                if not kept:
+                    problem.clock.look()
+                elif problem.clock.over and len(kept) < self.draws:
+                    stopped = stopped or problem.clock.finding(len(kept), self.draws)
+                if stopped is not None:
+                    break
         except KeyboardInterrupt:
             if not kept:
                 raise
-            stopped = True
+            stopped = interrupted(len(kept))
         sampled = time.perf_counter()
-        values = {name: torch.stack([k[name] for k in kept], 1) for name in kept[0]}
+        values = _stacked(kept, list(kept[0]))
         statistics = {name: values[name] for name in values if name not in sites}
         x = outputs.unconstrain(values)
         draws = outputs.completed(values, x, noise.fold(2))
@@ -75,7 +88,7 @@ class Gibbs(Engine):
             kind="samples",
             draws=draws,
             stats={"lp": outputs.log_density(x), **statistics},
-            findings=[interrupted(len(kept))] if stopped else [],
+            findings=[stopped] if stopped else [],
             seconds={
                 "start": start - begin,
                 "warmup": adapted - start,
@@ -91,3 +104,8 @@ class Gibbs(Engine):
         model: Any = problem.model
         values = model.complete(problem.data, state, noise)
         return {k: v for k, v in values.items() if k in sites or v.dim() == 1}
+
+
+def _stacked(kept: list[Params], names: list[str]) -> Params:
+    """The values of some names, (chain, draw, *event)."""
+    return {name: torch.stack([values[name] for values in kept], 1) for name in names}

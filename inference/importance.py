@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -37,6 +37,8 @@ class ImportanceSampling(Engine):
     draws: int = 1000
     proposal: Callable[..., Any] | None = None
 
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
+
     def __post_init__(self) -> None:
         self.at_least(proposals=1, draws=1)
         self.program_or_none("proposal")
@@ -55,32 +57,44 @@ class ImportanceSampling(Engine):
                 "proposal=, a Pyro program over the latent sites that can be sampled"
             ) from error
         target = problem.target("traced", 1)
-        log_density = torch.cat([target.log_density(part) for part in x[0].split(1000)])
-        ratios = (log_density - log_proposal[0]).cpu().numpy()
+        parts: list[torch.Tensor] = []
+        for part in x[0].split(1000):
+            parts.append(target.log_density(part))
+            if problem.clock.over:
+                break
+        log_density = torch.cat(parts)
+        weighted = len(log_density)
+        ratios = (log_density - log_proposal[0, :weighted]).cpu().numpy()
         if not np.isfinite(ratios).any():
             raise EngineError(
-                f"none of the {self.proposals} proposals has a finite posterior density; the "
+                f"none of the {weighted} proposals has a finite posterior density; the "
                 "proposal misses the posterior's support"
             )
         smoothed = psis.smooth(ratios)
         unit = noise.fold(1).uniform(self.draws)[0].cpu().numpy()
         cumulative = np.exp(smoothed.log_weights).cumsum()
-        chosen = np.searchsorted(cumulative / cumulative[-1], unit).clip(max=self.proposals - 1)
+        chosen = np.searchsorted(cumulative / cumulative[-1], unit).clip(max=weighted - 1)
         kept = x[:, torch.as_tensor(chosen, device=x.device)]
         seconds = time.perf_counter() - begin
         evidence = float(np.logaddexp.reduce(np.where(np.isnan(ratios), -np.inf, ratios)))
         return Posterior(
             kind="approximation",
             draws=problem.outputs.values(kept, noise.fold(2)),
-            findings=_findings(smoothed, self.proposals),
+            findings=_findings(smoothed, weighted) + self._stopped(weighted),
             seconds={"sampling": seconds, "total": seconds},
             attributes={
                 "pareto_k": smoothed.k_hat,
                 "importance_ess": smoothed.ess,
-                "log_evidence": evidence - math.log(self.proposals),
+                "log_evidence": evidence - math.log(weighted),
             },
             unconstrained=kept,
         )
+
+    def _stopped(self, weighted: int) -> list[Finding]:
+        if weighted == self.proposals:
+            return []
+        text = f"seconds: stopped after {weighted} of {self.proposals} proposals"
+        return [Finding("seconds", "warning", weighted, text, "give more seconds")]
 
 
 def _prior(problem: Problem) -> Callable[..., Any]:

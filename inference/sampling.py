@@ -19,8 +19,9 @@ from torch import Tensor
 
 from inference import warmup
 from inference.engine import Engine, Posterior, Problem, TierChoice
-from inference.finding import interrupted
+from inference.finding import Finding, interrupted
 from inference.program import Program
+from inference.stopping import after
 from inference.target import Target
 from inference.warmup import Averaging, Mass
 from ppl_models.noise import Noise
@@ -90,6 +91,8 @@ class Sampler(Engine):
 
     uniforms: ClassVar[int] = 1
     """How many uniform numbers a step takes per chain."""
+
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds", "ess", "mcse")
 
     target_acceptance_rate: ClassVar[float | None] = None
     """What dual averaging aims at; None for a kernel without a step size."""
@@ -169,6 +172,7 @@ class Sampler(Engine):
     def run(self, problem: Problem) -> Posterior:
         """Adapt, sample, and map the draws back to the program's sites."""
         begin = time.perf_counter()
+        problem.clock.expect("the first draw")
         noise = problem.noise(self.chains)
         target = problem.target(self.tier, self.evaluations())
         with torch.no_grad():
@@ -187,7 +191,7 @@ class Sampler(Engine):
             kind="samples",
             draws=draws,
             stats=stats,
-            findings=[interrupted(history.x.shape[1])] if stopped else [],
+            findings=[stopped] if stopped else [],
             seconds={
                 "start": start - begin,
                 "warmup": adapted - start,
@@ -245,14 +249,17 @@ class Sampler(Engine):
 
     def _sample(
         self, target: Target, x: Tensor, tuning: Tuning, noise: Noise, problem: Problem
-    ) -> tuple[History, bool]:
+    ) -> tuple[History, Finding | None]:
         state = self.init(target, x, tuning, self.randomness(target, noise.fold(0), 1)[0])
         blocks: list[History] = []
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        stopped, steps, least, goal = False, 0, 0, self.draws * self.thin
+        steps, least, goal, look = 0, 0, self.draws * self.thin, after(0)
+        stopped: Finding | None = None
+        clock, begun = problem.clock, time.perf_counter()
         try:
-            while least < goal:
-                numbers = self._numbers(target, noise.fold(1), steps, goal - least)
+            while least < goal and stopped is None:
+                most = min(goal - least, clock.steps(steps, begun))
+                numbers = self._numbers(target, noise.fold(1), steps, most)
                 state, _, history = self.block(target, state, tuning, numbers, None)
                 blocks.append(_compact(history))
                 count += history.done.sum(0)
@@ -260,10 +267,19 @@ class Sampler(Engine):
                 least = int(count.min())
                 share = (self.warmup + min(least, goal) / self.thin) / (self.warmup + self.draws)
                 problem.report(share, "sampling")
+                if least >= self.thin:
+                    clock.met()
+                while problem.until.precise and look * self.thin <= least < goal:
+                    enough = problem.precise(_finished(blocks, look * self.thin, self.thin).x)
+                    if enough is not None:
+                        return _finished(blocks, look * self.thin, self.thin), enough
+                    look = after(look)
+                if clock.over and self.thin <= least < goal:
+                    stopped = clock.finding(least // self.thin, self.draws)
         except KeyboardInterrupt:
             if least < self.thin:
                 raise
-            stopped = True
+            stopped = interrupted(least // self.thin)
         return _finished(blocks, min(least, goal), self.thin), stopped
 
     def _numbers(self, target: Target, noise: Noise, step: int, most: int) -> list[Any]:
@@ -273,6 +289,17 @@ class Sampler(Engine):
         """
         block, offset = divmod(step, _BLOCK)
         return self.randomness(target, noise.fold(block), _BLOCK)[offset : offset + most]
+
+
+def joined(blocks: list[History]) -> History:
+    """Blocks of steps as one."""
+    return History(
+        torch.cat([block.x for block in blocks]),
+        torch.cat([block.log_density for block in blocks]),
+        torch.cat([block.done for block in blocks]),
+        torch.cat([block.acceptance_rate for block in blocks]),
+        {k: torch.cat([block.statistics[k] for block in blocks]) for k in blocks[0].statistics},
+    )
 
 
 def _compact(block: History) -> History:

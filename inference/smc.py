@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -57,6 +58,8 @@ class SMC(Engine):
     reference: Reference = "prior"
     tier: TierChoice = "traced"
 
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
+
     def __post_init__(self) -> None:
         self.at_least(particles=10, runs=1, moves=1)
         self.positive("threshold", below=1)
@@ -69,6 +72,7 @@ class SMC(Engine):
     def run(self, problem: Problem) -> Posterior:
         """Temper from the reference to the posterior."""
         begin = time.perf_counter()
+        problem.clock.expect("tempering reached the posterior")
         noise = problem.noise(self.runs)
         path = Path(problem, self.reference, self.tier, 100 * self.moves)
         x = path.draw(noise.fold(0), self.particles)  # (R, N, D)
@@ -94,6 +98,7 @@ class SMC(Engine):
             ladder.append(b)
             rates.append(rate)
             problem.report(b, "tempering")
+        problem.clock.met()
         seconds = time.perf_counter() - begin
         total = log_evidence.logsumexp(0) - math.log(self.runs)
         attributes = {

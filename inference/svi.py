@@ -10,7 +10,7 @@ import copy
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import torch
@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from inference import guides, psis
 from inference.engine import Engine, Posterior, Problem, TierChoice
-from inference.finding import Finding, unsettled
+from inference.finding import Finding
 from inference.laplace import Laplace, frame
 from inference.pyro_guide import PyroGuide
+from inference.stopping import unfinished
 from ppl_models.base import HasGuide
 from ppl_models.errors import EngineError, ModelError
 
@@ -76,6 +77,8 @@ class SVI(Engine):
     plateau: bool = True
     tier: TierChoice = "auto"
 
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
+
     def __post_init__(self) -> None:
         self.at_least(steps=1, draws=1, particles=1)
         self.positive("learning_rate", "batch_size")
@@ -99,12 +102,16 @@ class SVI(Engine):
         """Ascend the ELBO; its trace is in ``attributes``."""
         begin = time.perf_counter()
         name = self._guide(problem.model)
+        elbos, steps, settled, over, found = [], 0, True, False, []
         if name == "laplace":
+            problem.clock.expect("the mode was found")
             fitted: Laplace | Objective = Laplace(problem, self.tier)
-            elbos, steps, settled, found = [], 0, True, []
+            problem.clock.met()
         else:
+            problem.clock.expect("the first step")
             fitted = objective = self._objective(problem, name)
-            elbos, steps, settled, found = self._ascend(objective, problem)
+            problem.clock.met()
+            elbos, steps, settled, over, found = self._ascend(objective, problem)
             if isinstance(problem.model, nn.Module):
                 setattr(problem.model, "trained", True)  # noqa: B010  # a module of any class
         with torch.no_grad():
@@ -113,7 +120,8 @@ class SVI(Engine):
         noisy = problem.program.subsampled or problem.program.random
         smoothed = None if noisy else psis.smooth(ratios.cpu().numpy())
         if not settled:
-            found.append(unsettled("steps", self.steps, "the ELBO", "raise steps or learning_rate"))
+            remedy = "raise steps or learning_rate"
+            found.append(unfinished(over, "steps", steps, "the ELBO", remedy))
         seconds = time.perf_counter() - begin
         return Posterior(
             kind="approximation",
@@ -145,7 +153,8 @@ class SVI(Engine):
 
     def _ascend(
         self, objective: Objective, problem: Problem
-    ) -> tuple[list[float], int, bool, list[Finding]]:
+    ) -> tuple[list[float], int, bool, bool, list[Finding]]:
+        """The ELBO by window, steps, whether it settled, whether time was over, findings."""
         parameters = objective.parameters()
         rate, decays, stale, rollbacks = self.learning_rate, 0, 0, 0
         optimiser = self.optimiser(parameters, lr=rate)
@@ -159,7 +168,8 @@ class SVI(Engine):
             loss.backward()
             optimiser.step()
             window.append(loss.detach())
-            if len(window) < _WINDOW and step + 1 < self.steps:
+            over = problem.clock.over
+            if len(window) < _WINDOW and step + 1 < self.steps and not over:
                 continue
             values = -torch.stack(window).cpu().numpy()
             window = []
@@ -174,6 +184,8 @@ class SVI(Engine):
                 _restore(parameters, optimiser, saved)
                 rate /= 2
                 _set_rate(optimiser, rate)
+                if over:
+                    return elbos, step + 1, False, True, _rolled(rollbacks)
                 continue
             saved = _snapshot(parameters, optimiser)
             elbos.append(float(values.mean()))
@@ -183,10 +195,12 @@ class SVI(Engine):
             best = max(best, elbos[-1])
             if self.plateau and stale >= _PATIENCE:
                 if decays == _DECAYS:
-                    return elbos, step + 1, True, _rolled(rollbacks)
+                    return elbos, step + 1, True, False, _rolled(rollbacks)
                 decays, stale, rate, best = decays + 1, 0, rate / 10, -np.inf
                 _set_rate(optimiser, rate)
-        return elbos, self.steps, not self.plateau, _rolled(rollbacks)
+            if over and step + 1 < self.steps:
+                return elbos, step + 1, False, True, _rolled(rollbacks)
+        return elbos, self.steps, not self.plateau, False, _rolled(rollbacks)
 
 
 class Flat:

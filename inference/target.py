@@ -30,6 +30,7 @@ class Target:
         calls: the number of batched evaluations ahead, a hint for ``tier="auto"``.
         describe: names the cause where no starting point has a finite density.
         sites: the sites whose values a point holds, in order; empty for a plain density.
+        watch: called before every evaluation; it may raise.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Target:
         calls: int = 0,
         describe: Callable[[Tensor], str] | None = None,
         sites: tuple[Site, ...] = (),
+        watch: Callable[[], None] | None = None,
     ) -> None:
         self.function = function
         self.dim = dim
@@ -52,6 +54,7 @@ class Target:
         self.calls = calls
         self.sites = sites
         self._describe = describe
+        self._watch = watch
         self._evaluators: dict[int, ValueAndGrad] = {}
         self._densities: dict[int, Callable[[Tensor], Tensor]] = {}
         self._graph: Any = None
@@ -61,6 +64,8 @@ class Target:
         """(C, D) -> (C,)."""
         evaluate = self.evaluator(x)
         alone = self._densities.get(len(x))
+        if alone is not None and self._watch is not None:
+            self._watch()
         return evaluate(x)[0] if alone is None else alone(x)
 
     def log_density_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,7 +76,7 @@ class Target:
         """The function behind ``log_density_and_grad`` for as many chains as ``x`` has."""
         chains = len(x)
         if chains not in self._evaluators:
-            self._evaluators[chains] = self._build(x)
+            self._evaluators[chains] = self._watched(self._build(x))
         return self._evaluators[chains]
 
     def uncompiled(self) -> Target:
@@ -104,6 +109,17 @@ class Target:
             f"no starting point in {_STARTS} attempts: {cause}; check the data's scale and the "
             "priors' supports at this site"
         )
+
+    def _watched(self, evaluate: ValueAndGrad) -> ValueAndGrad:
+        watch = self._watch
+        if watch is None:
+            return evaluate
+
+        def watched(x: Tensor) -> tuple[Tensor, Tensor]:
+            watch()
+            return evaluate(x)
+
+        return watched
 
     # -- tiers -----------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,12 +17,13 @@ from inference import warmup
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.hmc import HMC
 from inference.mh import MH
-from inference.sampling import History, Tuning
+from inference.sampling import History, Tuning, joined
 from inference.tempering import Path, Reference, Tempered, check_reference, rough_evidence
 from inference.warmup import Mass
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
+_FEWEST = 10  # draws that an integral can be judged from
 _WINDOWS = (0.15, 0.25, 0.6)  # shares of warm-up, each with the scales learnt in the one before
 
 
@@ -75,8 +76,10 @@ class Thermodynamic(Engine):
     reference: Reference = "prior"
     tier: TierChoice = "traced"
 
+    stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
+
     def __post_init__(self) -> None:
-        self.at_least(temperatures=3, chains=2, warmup=20, draws=10, power=1)
+        self.at_least(temperatures=3, chains=2, warmup=20, draws=_FEWEST, power=1)
         self.one_of(tier=("auto", "eager", "traced", "compiled"))
         check_reference("Thermodynamic", self.reference)
         if self.temperatures % 2 == 0:
@@ -93,6 +96,7 @@ class Thermodynamic(Engine):
     def run(self, problem: Problem) -> Posterior:
         """Warm up, sample every temperature, integrate."""
         begin = time.perf_counter()
+        problem.clock.expect(f"{_FEWEST} draws at every temperature")
         path = Path(problem, self.reference, self.tier, (self.warmup + self.draws) * 3)
         ladder = torch.linspace(0, 1, self.temperatures, dtype=path.dtype) ** self.power
         ladder = ladder.to(path.device)
@@ -101,26 +105,29 @@ class Thermodynamic(Engine):
         x = path.draw(noise.fold(0), 1)[:, 0]
         x, target, tuning = self.warm_up(path, b, x, noise.fold(1), problem)
         adapted = time.perf_counter()
-        history = self._block(target, x, tuning, noise.fold(2), self.draws)
+        history = self._block(target, x, tuning, noise.fold(2), problem)
+        number = len(history.x)
+        problem.clock.met()
         x = torch.stack([target.position(z) for z in history.x])  # (S, K * chains, D)
         u = torch.stack([path.difference(row) for row in x])
-        u = u.reshape(self.draws, self.temperatures, self.chains)
+        u = u.reshape(number, self.temperatures, self.chains)
         if not bool(torch.isfinite(u).all()):
             raise EngineError(
                 "a chain is where the posterior density is zero: the reference goes beyond its "
                 "support; give a reference with the posterior's support, or use SMC"
             )
+        stopped = [] if number == self.draws else [problem.clock.finding(number, self.draws)]
         result = integrate(ladder, u)
         seconds = time.perf_counter()
         last = slice(-self.chains, None)
         kept = x[:, last].transpose(0, 1)
         stats = {"lp": history.log_density, "acceptance_rate": history.acceptance_rate}
-        lowest = history.acceptance_rate.reshape(self.draws, self.temperatures, -1).mean((0, 2))
+        lowest = history.acceptance_rate.reshape(number, self.temperatures, -1).mean((0, 2))
         return Posterior(
             kind="samples",
             draws=problem.outputs.values(kept, noise.fold(3)._replace(key=noise.key[last])),
             stats={name: value[:, last].T for name, value in stats.items()},
-            findings=rough_evidence(result.error, "raise draws or temperatures"),
+            findings=rough_evidence(result.error, "raise draws or temperatures") + stopped,
             seconds={
                 "warmup": adapted - begin,
                 "sampling": seconds - adapted,
@@ -171,11 +178,20 @@ class Thermodynamic(Engine):
         return z, target, tuning
 
     def _block(
-        self, target: Tempered, z: Tensor, tuning: Tuning, noise: Noise, length: int
+        self, target: Tempered, z: Tensor, tuning: Tuning, noise: Noise, problem: Problem
     ) -> History:
-        numbers = self.kernel.randomness(target.as_target(), noise, length)
+        numbers = self.kernel.randomness(target.as_target(), noise, self.draws)
         state = self.kernel.init(target.as_target(), z, tuning, numbers[0])
-        return self.kernel.block(target.as_target(), state, tuning, numbers, None)[2]
+        blocks: list[History] = []
+        for first in range(0, self.draws, _FEWEST):
+            part = numbers[first : first + _FEWEST]
+            state, _, history = self.kernel.block(target.as_target(), state, tuning, part, None)
+            blocks.append(history)
+            problem.clock.met()
+            problem.report(0.5 + 0.5 * (first + len(part)) / self.draws, "sampling")
+            if problem.clock.over:
+                break
+        return joined(blocks)
 
     def _pooled(self, values: Tensor) -> Tensor:
         """The median over the chains of each temperature: (K * chains,)."""
