@@ -13,6 +13,7 @@ from inference.geweke import JointTest, geweke
 from inference.gibbs import Gibbs
 from inference.hmc import HMC
 from inference.importance import ImportanceSampling
+from inference.langevin import MALA, ULA
 from inference.mh import MH
 from inference.nuts import NUTS
 from inference.sampling import Sampler
@@ -28,10 +29,12 @@ __all__ = [
     "CAVI",
     "EM",
     "HMC",
+    "MALA",
     "MH",
     "NUTS",
     "SMC",
     "SVI",
+    "ULA",
     "Calibration",
     "Comparison",
     "Coupling",

@@ -134,17 +134,16 @@ class Independence(Sampler):
         return metropolis(state, new, change, offer.uniform)
 
 
-S = TypeVar("S", Point, Proposed)
+S = TypeVar("S", bound=tuple[Tensor, ...])
 
 
 def metropolis(state: S, proposed: S, log_ratio: Tensor, uniform: Tensor) -> tuple[S, Info]:
     """Each chain moves to its proposal with probability min(1, exp(log_ratio)); NaN never does."""
     log_ratio = torch.nan_to_num(log_ratio, nan=-torch.inf)
     accepted = uniform.log() < log_ratio
-    new = type(state)(
-        *(
-            torch.where(accepted.reshape(-1, *[1] * (a.dim() - 1)), a, b)
-            for a, b in zip(proposed, state, strict=True)
-        )
+    parts = (
+        torch.where(accepted.reshape(-1, *[1] * (a.dim() - 1)), a, b)
+        for a, b in zip(proposed, state, strict=True)
     )
-    return new, Info(torch.ones_like(accepted), log_ratio.clamp(max=0).exp(), {})
+    make: Any = type(state)
+    return make(*parts), Info(torch.ones_like(accepted), log_ratio.clamp(max=0).exp(), {})

@@ -21,6 +21,7 @@ from inference import (
     CAVI,
     EM,
     HMC,
+    MALA,
     MH,
     NUTS,
     SMC,
@@ -215,6 +216,7 @@ ENGINES = {
     "NUTS": NUTS(**MCMC, max_depth=5),  # 25 draws of warm-up do not tune it
     "HMC": HMC(**MCMC, steps=4),
     "MH": MH(**MCMC, thin=2),
+    "MALA": MALA(**MCMC, thin=2),
     "SVI": SVI(steps=100, draws=20, tier="traced"),
     "SVI, full rank": SVI(guide="full-rank", steps=100, draws=20, tier="traced"),
     "Gibbs": Gibbs(chains=2, warmup=5, draws=20),

@@ -16,6 +16,7 @@ import pytest
 
 from inference import (
     HMC,
+    MALA,
     MH,
     NUTS,
     Engine,
@@ -43,6 +44,8 @@ NUTS_COARSE = NUTS(
 HMC_DIAGONAL = HMC(**_runs(200, 250), steps=7, mass="diagonal")
 HMC_COARSE = HMC(**_runs(200, 250), steps=7, mass="diagonal", target_acceptance=0.6)
 HMC_DENSE = HMC(**_runs(200, 250), steps=5, mass="dense")
+MALA_DIAGONAL = MALA(**_runs(200, 250), mass="diagonal")
+MALA_DENSE = MALA(**_runs(200, 250), mass="dense")
 WALK_DIAGONAL = MH(**_runs(200, 250), mass="diagonal")
 WALK_DENSE = MH(**_runs(200, 250), mass="dense")
 INDEPENDENCE = MH(chains=CHAINS, warmup=20, draws=200, thin=5, tier="traced")
@@ -74,6 +77,11 @@ CASES = {
     "hmc-coarse-bounded": Case(HMC_COARSE, "bounded"),
     **{
         f"hmc-dense-{name}": Case(HMC_DENSE, name)
+        for name in ("correlated", "simplex", "conjugate", "oring")
+    },
+    **{f"mala-diagonal-{name}": Case(MALA_DIAGONAL, name) for name in ("scaled", "bounded")},
+    **{
+        f"mala-dense-{name}": Case(MALA_DENSE, name)
         for name in ("correlated", "simplex", "conjugate", "oring")
     },
     **{f"walk-diagonal-{name}": Case(WALK_DIAGONAL, name) for name in ("bounded", "scaled")},

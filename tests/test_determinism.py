@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import EM, HMC, MH, NUTS, SVI, Gibbs, ImportanceSampling, fit
+from inference import EM, HMC, MALA, MH, NUTS, SVI, Gibbs, ImportanceSampling, fit
 from ppl_models import LogisticRegression, ORing
 
 pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
@@ -27,6 +27,7 @@ ENGINES = {
     "nuts": NUTS(**SHORT, **TRACED),
     "hmc": HMC(**SHORT, **TRACED),
     "mh": MH(**SHORT, **TRACED),
+    "mala": MALA(**SHORT, **TRACED),
     "independence": MH(**SHORT, **TRACED, proposal=proposal),
     "gibbs": Gibbs(**SHORT),
     "em": EM(),

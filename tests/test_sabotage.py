@@ -19,6 +19,7 @@ from scipy import stats
 from scipy.signal import lfilter
 
 from inference import HMC, Gibbs, ImportanceSampling, Target, hmc, mh, nuts, nuts_cpu, warmup
+from inference.langevin import MALA, Langevin
 from inference.program import _Substitute
 from ppl_models.noise import Noise
 from tests import test_correctness, test_laws, test_noise
@@ -107,6 +108,19 @@ BY_MOMENTS = {
     "the jacobian is forgotten": (
         "hmc-coarse-bounded",
         Sabotage(_Substitute, "_pyro_sample", "self.log_det + log_det.sum()", "self.log_det"),
+    ),
+    "langevin forgets the way back": (
+        "mala-dense-conjugate",
+        Sabotage(
+            Langevin,
+            "step",
+            "energy(new.log_density, momentum)",
+            "energy(new.log_density, randomness.normal)",
+        ),
+    ),
+    "langevin accepts always": (
+        "mala-dense-conjugate",
+        Sabotage(MALA, "settle", "state, new, log_ratio", "state, new, log_ratio + 1000"),
     ),
     "metropolis accepts always": (
         "walk-dense-conjugate",
