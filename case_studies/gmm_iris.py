@@ -45,7 +45,7 @@ def choice(largest: int, covariance: Any, gibbs: Gibbs, seed: int) -> pd.DataFra
             "cavi": CAVI(restarts=RESTARTS, draws=100),
             "gibbs": gibbs,
         }
-        fits = compare(model, x, engines, seed=seed).fits
+        fits = compare(model, x, engines, seeds=(seed,)).fits
         best = fits["em"].posterior.attributes["objective_value"]
         sites = ("weights", "mean", "covariance")
         free = {name: fits["em"].posterior.draws[name].numel() for name in sites} | {"sum": -1}
@@ -92,7 +92,7 @@ def main(
         }
         selected, folder = chosen(engines, known), writable(out)
         model = GaussianMixture(components, covariance)  # type: ignore[arg-type]
-        comparison = compare(model, flowers(), selected, seed=seed)
+        comparison = compare(model, flowers(), selected, seeds=(seed,))
         weights = [f"weights[{k}]" for k in range(components)]
         lengths = [f"mean[{k}, petal length]" for k in range(components)]
         comparison.show([*weights, *lengths])

@@ -80,7 +80,7 @@ def main(
         selected, folder = chosen(engines, known), writable(out)
         train, held = held_out(reuters() if data is None else read_corpus(data, vocabulary))
         model = LatentDirichletAllocation(number, alpha, eta)
-        comparison = compare(model, train, selected, seed=seed)
+        comparison = compare(model, train, selected, seeds=(seed,))
         table = judged(comparison, train, held, alpha)
         print(table.to_string(float_format=lambda x: f"{x:,.2f}"))
         notes = {name: result.status for name, result in comparison.fits.items()}

@@ -143,7 +143,7 @@ def main(
         folder = writable(out)
         truth = reference(model)
         comparison = compare(
-            model, None, selected, reference=truth, seed=seed, device=device, dtype=dtype
+            model, None, selected, reference=truth, seeds=(seed,), device=device, dtype=dtype
         )
         sites = [name for name in truth.index if not name.startswith("p[")]
         comparison.show([*sites, *(f"p[{t}]" for t in SHOWN)])

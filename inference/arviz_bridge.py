@@ -61,6 +61,11 @@ def build(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
     return tree
 
 
+def is_data(thing: Any) -> bool:
+    """Whether something is an ArviZ object of the installed major version."""
+    return isinstance(thing, az.InferenceData if MAJOR == 0 else xr.DataTree)
+
+
 def has_group(data: Any, name: str) -> bool:
     """Whether an ArviZ object has the group."""
     if MAJOR == 0:

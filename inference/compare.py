@@ -1,93 +1,137 @@
-"""Several engines on one model and data, in one table."""
+"""Models by engines by seeds, in one table."""
 
 from __future__ import annotations
 
-import math
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-import rich.box
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
-from rich.table import Table
 
+from inference.compare_cells import (
+    Cell,
+    cells_of,
+    cost,
+    engines_of,
+    models_of,
+    references_of,
+    seeds_of,
+)
+from inference.compare_table import (
+    COLUMNS,
+    FIT_COLUMNS,
+    cell,
+    fit_table,
+    parameter_rows,
+    printable,
+    telling,
+)
 from inference.engine import Engine
+from inference.finding import Finding
 from inference.fit import Fit, InferenceWarning, fit
+from inference.references import Reference
+from inference.stopping import Until
 from inference.storage import whole
 from ppl_models.errors import EngineError, SuiteError
 
-COLUMNS = {
-    "engine": "name of the fit",
-    "parameter": "scalar of the posterior",
-    "kind": "samples of a Markov chain, draws of an approximation, or a point",
-    "mean": "posterior mean (a point: its value)",
-    "sd": "posterior standard deviation",
-    "error_mcse": "(mean - reference) / Monte-Carlo standard error",
-    "error_sd": "(mean - reference) / reference sd",
-    "sd_ratio": "sd / reference sd",
-    "r_hat": "rank-normalised split R-hat; Markov chains only",
-    "ess_bulk": "bulk effective sample size; Markov chains only",
-    "ess_tail": "tail effective sample size (5 % and 95 %); Markov chains only",
-    "ess_per_second": "bulk ESS over the fit's seconds",
-    "divergences": "divergent transitions",
-    "seconds": "wall time of the fit, everything counted",
-    "status": "ok, or what was found",
-}
-"""The columns of ``Comparison.table`` and what they mean."""
+__all__ = ["COLUMNS", "FIT_COLUMNS", "Comparison", "cell", "compare"]
+
+INTERRUPTED = "interrupted"
+"""The failure of a fit that Ctrl-C has left out."""
+
+_MANY = 40  # rows that are easily read
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison:
-    """Fits of one model by several engines.
+    """Fits of models by engines and seeds.
 
-    ``table`` is a DataFrame with the columns of ``COLUMNS``, a row per engine and parameter; an
-    engine that failed has one row with the reason. ``fits`` holds the fits by name.
+    ``table`` is a DataFrame with the columns of ``COLUMNS``, a row per fit and parameter; a fit
+    that failed has one row with the reason. ``by_fit`` has one row per fit. ``fits`` holds the
+    fits by name: the engine's, with the model's before it where there are several and the seed's
+    after it. ``failures`` holds the reasons by the same names, ``references`` what the fits are
+    measured against, by model.
     """
 
     table: pd.DataFrame
     fits: dict[str, Fit]
     failures: dict[str, str] = field(default_factory=dict)
-    reference: pd.DataFrame | None = None
+    references: dict[str, Reference] = field(default_factory=dict)
+    cells: tuple[Cell, ...] = ()
+
+    @cached_property
+    def by_fit(self) -> pd.DataFrame:
+        """One row per model, engine and seed, with the columns of ``FIT_COLUMNS``.
+
+        Computed when first asked for: the discrepancies cost a fraction of a second per fit.
+        """
+        return fit_table(self.cells, self.table, self.fits, self.failures, self.references)
+
+    @property
+    def reference(self) -> pd.DataFrame | None:
+        """Means and sds that a single model is measured against."""
+        single = len(self.references) == 1 == len({cell.model for cell in self.cells})
+        return next(iter(self.references.values())).moments if single else None
 
     def __repr__(self) -> str:
         parts = [f"{name}: {result.status}" for name, result in self.fits.items()]
         return f"Comparison({'; '.join(parts + [f'{name}: failed' for name in self.failures])})"
 
     def __str__(self) -> str:
-        return self.table.to_string(index=False)
+        return telling(self.table).to_string(index=False)
 
     def show(
         self, parameters: Sequence[str] | None = None, *, console: Console | None = None
     ) -> None:
-        """Print the table for reading, all rows or those of some parameters."""
+        """Print the table for reading, all rows or those of some parameters.
+
+        Where there are several models or seeds, or more than 40 rows, the table by fit comes
+        first; all of more than 40 rows are printed only where parameters are named. Columns that
+        say nothing are left out; what the findings say stands below.
+        """
         console = console or Console()
         if not console.is_terminal:
             console.width = 200
-        console.print(_rich(self.table, parameters))
+        rows = self.table
+        if parameters is not None:
+            wanted = rows["parameter"].isin(list(parameters)) | rows["parameter"].isna()
+            rows = rows.loc[wanted]
+        many = len(rows) > _MANY
+        if many or len(self.cells) > len({cell.engine for cell in self.cells}):
+            console.print(printable(self._brief(telling(self.by_fit))))
+        if many and parameters is None:
+            console.print(f"{len(rows)} rows by parameter: name some, or see .table")
+        else:
+            console.print(printable(self._brief(telling(rows))))
         for name, text in self._notes():
             console.print(f"[bold]{name}[/bold]: {text}", highlight=False)
 
     def save(
         self, directory: str | PathLike[str], *, figures: Mapping[str, Figure] | None = None
     ) -> Path:
-        """Write ``comparison.csv``, a NetCDF file per engine and ``report.html``; give the folder.
+        """Write the tables, a NetCDF file per fit and ``report.html``; give the folder.
 
-        ``figures`` are further pictures for the report, by caption.
+        The tables are ``comparison`` and ``by_fit``, each as CSV and as Parquet. ``figures`` are
+        further pictures for the report, by caption.
         """
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        with whole(directory / "comparison.csv") as path:
-            self.table.to_csv(path, index=False)
+        for name, table in (("comparison", self.table), ("by_fit", self.by_fit)):
+            with whole(directory / f"{name}.csv") as path:
+                table.to_csv(path, index=False)
+            with whole(directory / f"{name}.parquet") as path:
+                table.to_parquet(path, index=False)
         for name, result in self.fits.items():
-            result.save(directory / f"{name}.nc")
+            result.save(directory / f"{_file(name)}.nc")
         self.report(directory / "report.html", figures=figures)
         return directory
 
@@ -99,157 +143,138 @@ class Comparison:
 
         return write_report(self.fits, path, comparison=self, figures=figures)
 
+    def _brief(self, table: pd.DataFrame) -> pd.DataFrame:
+        """The table with the findings counted, for what they say stands below."""
+        said = {f"failed: {text}": "failed" for text in self.failures.values()}
+        said |= {result.status: _counted(result.findings) for result in self.fits.values()}
+        return table.assign(status=[said[text] for text in table["status"]])
+
     def _notes(self) -> list[tuple[str, str]]:
         notes = [(name, f.text) for name, result in self.fits.items() for f in result.findings]
-        return notes + [(name, f"failed: {text}") for name, text in self.failures.items()]
+        notes += [(name, f"failed: {text}") for name, text in self.failures.items()]
+        for model, truth in self.references.items():
+            known = self.table.loc[self.table["model"] == model, "parameter"].dropna()
+            if len(known) and not known.isin(truth.moments.index).any():
+                names = ", ".join(map(str, truth.moments.index[:4]))
+                notes.append((model, f"the reference knows none of its parameters, but {names}"))
+        return notes
 
 
 def compare(
-    model: Callable[..., Any],
+    models: Callable[..., Any] | Mapping[str, Any],
     data: Any = None,
     engines: Mapping[str, Engine] | Sequence[Engine] = (),
     *,
-    reference: pd.DataFrame | Mapping[str, tuple[float, float]] | None = None,
-    seed: int = 0,
+    reference: Any = None,
+    seeds: Sequence[int] = (0,),
+    budget: float | None = None,
     device: str | torch.device = "auto",
     dtype: torch.dtype | str | None = None,
     progress: bool | None = None,
 ) -> Comparison:
-    """Fit the same model and data by each engine.
+    """Fit each model by each engine with each seed.
+
+    Cheap fits run first: engines without chains, then chains by the evaluations of the density
+    that they declare (``cost``). A fit that fails is a row that says why. Ctrl-C keeps what is
+    done, the draws of the chains that it stops among it, and leaves out the rest.
 
     Args:
-        model, data, seed, device, dtype, progress: as for ``fit``.
+        models: a model as for ``fit``, or several by name. Where one has data of its own, give
+            the pair (model, data).
+        data, device, dtype, progress: as for ``fit``.
         engines: by name, or in a list, named by their classes in small letters.
-        reference: mean and sd by parameter, as a DataFrame with these columns or a mapping to
-            pairs; errors are measured against it.
+        reference: what errors are measured against: means and sds by parameter, as a DataFrame
+            with these columns or a mapping to pairs; or draws, as a ``Fit``, an ArviZ object or a
+            mapping from sites to arrays (chain, draw, *event). With several models a mapping
+            from their names to such; a model may be missing.
+        seeds: such as ``range(5)``.
+        budget: seconds of wall time for each fit, ``Until(seconds=budget)``; what was stopped by
+            it says so in its row.
 
     Returns:
-        A ``Comparison``. An engine that cannot fit this model is a row that says why.
+        A ``Comparison``, its rows in the order in which models, engines and seeds were given.
+
+    Raises:
+        EngineError: before any work, for settings that cannot be; and where every fit has failed
+            for the same reason, which lies in the data or the program.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from inference import MH, SVI, compare
+        >>> def coin(): pyro.sample("p", dist.Beta(3.0, 2.0))
+        >>> engines = [MH(draws=200), SVI(guide="laplace", draws=200)]
+        >>> both = compare(coin, None, engines, reference={"p": (0.6, 0.2)}, seeds=range(2))
+        >>> list(both.fits)
+        ['mh, seed 0', 'mh, seed 1', 'svi, seed 0', 'svi, seed 1']
     """
-    named = _named(engines)
-    truth = _reference(reference)
+    programs = models_of(models, data)
+    named = engines_of(engines)
+    truths = references_of(reference, models, programs)
+    cells = cells_of(list(programs), list(named), seeds_of(seeds))
+    until = None if budget is None else Until(seconds=budget)
     fits: dict[str, Fit] = {}
     failures: dict[str, str] = {}
-    for name, engine in named.items():
+    for current in sorted(cells, key=lambda c: cost(named[c.engine])):
+        model, fields = programs[current.model]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", InferenceWarning)  # they are in the table
-                fits[name] = fit(
-                    model, data, engine, seed=seed, device=device, dtype=dtype, progress=progress
-                )
+                result = fit(
+                    model, fields, named[current.engine],
+                    seed=current.seed, device=device, dtype=dtype, progress=progress, until=until,
+                )  # fmt: skip
         except SuiteError as error:
-            failures[name] = str(error)
+            failures[current.name] = str(error)
         except KeyboardInterrupt:
             if not fits:
                 raise
-            failures |= dict.fromkeys(list(named)[len(fits) + len(failures) :], "interrupted")
             break
         except Exception as error:  # a broken engine must not lose the others' fits
             last = traceback.extract_tb(error.__traceback__)[-1]
-            failures[name] = f"{type(error).__name__} in {last.name}: {error}"
+            failures[current.name] = f"{type(error).__name__} in {last.name}: {error}"
+        else:
+            fits[current.name] = result
+            if any(finding.name == "interrupted" for finding in result.findings):
+                break
+    left = [c.name for c in cells if c.name not in fits and c.name not in failures]
+    failures |= dict.fromkeys(left, INTERRUPTED)
     if not fits and failures:
         reasons = set(failures.values())
         if len(reasons) == 1:  # the data or the program are at fault, not the engines
             raise EngineError(reasons.pop())
-    rows = [row for name, result in fits.items() for row in _rows(name, result, truth)]
-    rows += [{"engine": name, "status": f"failed: {text}"} for name, text in failures.items()]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    return Comparison(table, fits, failures, truth)
+    return _comparison(cells, fits, failures, truths)
 
 
-def _rows(name: str, result: Fit, truth: pd.DataFrame | None) -> list[dict[str, Any]]:
-    summary = result.summary()
-    kind = result.posterior.kind
-    seconds = result.seconds["total"]
-    diverging = result.posterior.stats.get("diverging")
-    draws = next(iter(result.posterior.draws.values()))
-    independent = float(draws.shape[0] * draws.shape[1]) if kind == "approximation" else 0.0
-    weighted = result.posterior.attributes.get("importance_ess", independent)
-    independent = min(independent, weighted)  # resampled draws repeat one another
+def _comparison(
+    cells: tuple[Cell, ...],
+    fits: dict[str, Fit],
+    failures: dict[str, str],
+    references: dict[str, Reference],
+) -> Comparison:
     rows = []
-    for parameter, values in summary.iterrows():
-        line = {str(name): float(value) for name, value in values.items()}
-        mcse = line.get("mcse_mean", math.nan)
-        if kind == "approximation":
-            mcse = line["sd"] / math.sqrt(independent)
-        row = {
-            "engine": name,
-            "parameter": parameter,
-            "kind": kind,
-            "mean": line["mean"],
-            "sd": line.get("sd", math.nan),
-            "r_hat": line.get("r_hat", math.nan),
-            "ess_bulk": line.get("ess_bulk", math.nan),
-            "ess_tail": line.get("ess_tail", math.nan),
-            "ess_per_second": line.get("ess_bulk", math.nan) / seconds,
-            "divergences": int(diverging.sum()) if diverging is not None else math.nan,
-            "seconds": seconds,
-            "status": result.status,
-        }
-        if truth is not None and parameter in truth.index:
-            mean, sd = truth.loc[parameter, "mean"], truth.loc[parameter, "sd"]
-            row["error_mcse"] = (line["mean"] - mean) / mcse if mcse > 0 else math.nan
-            row["error_sd"] = (line["mean"] - mean) / sd
-            row["sd_ratio"] = row["sd"] / sd
-        rows.append(row)
-    return rows
+    for current in cells:
+        if current.name in fits:
+            truth = references.get(current.model)
+            rows += parameter_rows(current, fits[current.name], truth)
+        else:
+            status = f"failed: {failures[current.name]}"
+            rows.append({**current.columns, "status": status})
+    ordered = {c.name: fits[c.name] for c in cells if c.name in fits}
+    failed = {c.name: failures[c.name] for c in cells if c.name in failures}
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    return Comparison(table, ordered, failed, references, cells)
 
 
-def _named(engines: Mapping[str, Engine] | Sequence[Engine]) -> dict[str, Engine]:
-    if isinstance(engines, Mapping):
-        return dict(engines)
-    named: dict[str, Engine] = {}
-    for engine in engines:
-        base = type(engine).__name__.lower()
-        name, again = base, 2
-        while name in named:
-            name, again = f"{base}_{again}", again + 1
-        named[name] = engine
-    if not named:
-        raise EngineError("engines is empty; give engines such as [NUTS(), MH()]")
-    return named
+def _counted(findings: Sequence[Finding]) -> str:
+    """Errors and warnings in numbers."""
+    counts = [
+        (sum(finding.severity == severity for finding in findings), severity)
+        for severity in ("error", "warning")
+    ]
+    words = [f"{count} {what}{'s' * (count > 1)}" for count, what in counts if count]
+    return ", ".join(words) or "ok"
 
 
-def _reference(reference: Any) -> pd.DataFrame | None:
-    if reference is None:
-        return None
-    if not isinstance(reference, pd.DataFrame):
-        reference = pd.DataFrame.from_dict(
-            dict(reference), orient="index", columns=["mean", "sd"], dtype=float
-        )
-    if not {"mean", "sd"} <= set(reference.columns):
-        raise EngineError("reference needs the columns mean and sd, with parameters as its index")
-    return reference
-
-
-def _rich(table: pd.DataFrame, parameters: Sequence[str] | None) -> Table:
-    shown = Table(show_edge=False, pad_edge=False, box=rich.box.SIMPLE)
-    left = ("engine", "parameter", "kind", "status")
-    for column in table.columns:
-        shown.add_column(column.replace("_", " "), justify="left" if column in left else "right")
-    last = None
-    for row in table.to_dict("records"):
-        failed = not isinstance(row["parameter"], str)
-        if parameters is not None and not failed and row["parameter"] not in parameters:
-            continue
-        cells = {column: cell(column, row[column]) for column in table.columns}
-        if row["engine"] == last:  # what holds for the whole engine is said once
-            cells |= dict.fromkeys(("engine", "kind", "divergences", "seconds", "status"), "")
-        elif last is not None:
-            shown.add_section()
-        last = row["engine"]
-        shown.add_row(*cells.values())
-    return shown
-
-
-def cell(column: str, value: Any) -> str:
-    """A value of a table as text, with the digits that its column deserves."""
-    if isinstance(value, str):
-        return value
-    if value is None or (isinstance(value, float | np.floating) and not np.isfinite(value)):
-        return "-"
-    if column in ("ess_bulk", "ess_tail", "ess_per_second", "divergences"):
-        return f"{value:,.0f}"
-    if column in ("error_mcse", "error_sd", "sd_ratio", "seconds"):
-        return f"{value:.2f}"
-    return f"{value:.3f}" if column == "r_hat" else f"{value:.6g}"
+def _file(name: str) -> str:
+    """A name as that of a file."""
+    return re.sub(r"[^\w.+-]+", "-", name).strip("-")

@@ -28,6 +28,7 @@ def normal_mean(y):
 
 DATA = {"y": [1.0, 2.0, 3.0]}
 TRUTH = {"mu": (6 / 3.01, 3.01**-0.5)}
+TABLES = {f"{name}.{kind}" for name in ("comparison", "by_fit") for kind in ("csv", "parquet")}
 SHORT = NUTS(warmup=100, draws=200, tier="traced")
 
 
@@ -75,7 +76,7 @@ def test_mistakes_in_the_data_are_an_error_and_not_a_table_of_failures():
 def test_saved_folder_holds_table_draws_and_report(comparison, tmp_path):
     comparison.save(tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"comparison.csv", "nuts.nc", "svi.nc", "report.html"}
+    assert names == TABLES | {"nuts.nc", "svi.nc", "report.html"}
     table = pd.read_csv(tmp_path / "out" / "comparison.csv")
     assert list(table["engine"]) == ["nuts", "svi", "em"]
     posterior = arviz_bridge.group(arviz_bridge.load(tmp_path / "out" / "nuts.nc"), "posterior")
@@ -128,7 +129,7 @@ def test_study_prints_its_table_and_writes_its_files(tmp_path):
     assert result.exit_code == 0, result.output
     assert "15.61" in result.output  # the mode under Robert & Casella's prior
     names = {path.name for path in (tmp_path / "o").iterdir()}
-    assert names == {"comparison.csv", "report.html", "probability.png", "em.nc", "nuts.nc"}
+    assert names == TABLES | {"report.html", "probability.png", "em.nc", "nuts.nc"}
 
 
 @pytest.mark.parametrize(
