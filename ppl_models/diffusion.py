@@ -232,11 +232,12 @@ class Diffusion(HasGuide):
         above = self.noised(x, t, normal, steps)
         mean, variance = self.reverse(above, t, steps)
         exact = self._at(steps.to_data, t) * x + self._at(steps.to_noisy, t) * above
-        own = self._at(steps.variance, t)
+        first = t == 1
+        # q(x_0 | x_1, x_0) is a point, whose divergence is not used: any positive variance will do
+        own = torch.where(self._like(first, x), variance, self._at(steps.variance, t))
         ratio = own / variance
         gap = (exact - mean).square() / variance
-        divergence = 0.5 * (gap + ratio - 1 - ratio.clamp(min=1e-300).log()).flatten(1).sum(-1)
-        first = t == 1
+        divergence = 0.5 * (gap + ratio - 1 - ratio.log()).flatten(1).sum(-1)
         if not bool(first.any()):
             return divergence
         law = DiscretisedNormal if self.values == "8-bit" else dist.Normal

@@ -191,6 +191,20 @@ def test_a_learned_variance_lies_between_the_two_fixed_ones():
             torch.testing.assert_close(variance, end.expand(4, 2))
 
 
+@pytest.mark.parametrize("values", ["continuous", "8-bit"])
+def test_single_precision_has_finite_gradients_at_every_step(values):
+    torch.manual_seed(0)
+    net = MLPDenoiser(2, 8, 1, outputs=2)
+    model = Diffusion(net, (2,), steps=6, schedule="learned", variance="learned", values=values)
+    x = torch.tensor([[-1.0, 1.0]]).expand(6, 2)
+    loss = model.term(x, torch.arange(1, 7), torch.randn(6, 2), model.table(x))
+    assert torch.isfinite(loss).all()
+    loss.sum().backward()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert torch.isfinite(parameter.grad).all()
+
+
 def test_discretised_normals_are_probabilities():
     levels = torch.linspace(-1, 1, 256, dtype=torch.float64)
     for loc, scale in ((0.0, 0.3), (0.999, 0.01), (-5.0, 0.1), (0.2, 1e-3), (0.0, 20.0)):
