@@ -36,6 +36,7 @@ from inference.compare_table import (
     telling,
 )
 from inference.engine import Engine
+from inference.error_plot import error_plot
 from inference.finding import Finding
 from inference.fit import Fit, InferenceWarning, fit
 from inference.references import Reference
@@ -141,7 +142,27 @@ class Comparison:
         """Write one self-contained HTML file, with further ``figures`` by caption."""
         from inference.report import write_report
 
-        return write_report(self.fits, path, comparison=self, figures=figures)
+        shown = dict(figures or {})
+        if self.table["error_sd"].notna().to_numpy().any():
+            shown = {self.error_text(): self.error_plot()} | shown
+        return write_report(self.fits, path, comparison=self, figures=shown)
+
+    def error_plot(self) -> Figure:
+        """Error of the posterior means against seconds, on logarithmic axes, by model.
+
+        The error is the root mean square over parameters, in reference sds. A line follows the
+        running means of a fit's chains, its marker is the whole fit, one for each seed. A dashed
+        line is a bias: an error on which three seeds or more agree, so that no longer run removes
+        it.
+
+        Raises:
+            EngineError: there is no reference, or none of its parameters is a fit's.
+        """
+        return error_plot(self.cells, self.fits, self.references)[0]
+
+    def error_text(self) -> str:
+        """What ``error_plot`` shows, in words: its alternative text."""
+        return error_plot(self.cells, self.fits, self.references)[1]
 
     def _brief(self, table: pd.DataFrame) -> pd.DataFrame:
         """The table with the findings counted, for what they say stands below."""

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from inference import EM, HMC, MH, NUTS, SMC, SVI, Gibbs, compare, distances, fit
+from inference import EM, HMC, MH, NUTS, SMC, SVI, Gibbs, compare, distances, error_plot, fit
 from inference.compare_cells import cost
 from inference.compare_table import COLUMNS, FIT_COLUMNS
 from inference.engine import Engine, Posterior
@@ -126,6 +126,38 @@ def test_root_mean_square_and_worst_error_of_two_parameters():
     row = compare(pair, None, [Point()], reference={"a": (0, 1), "b": (0, 1)}).by_fit.iloc[0]
     assert row["worst_error_sd"] == 4
     assert row["rms_error_sd"] == pytest.approx(12.5**0.5)
+
+
+def test_error_plot_shows_biases_that_seeds_agree_on():
+    found = compare(normal_mean, DATA, engines(), reference=TRUTH, seeds=range(5))
+    axes = found.error_plot().axes[0]
+    dashed = sorted(line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--")
+    # the exact engine has none; the root of the mean square is off by the errors of five means
+    assert dashed == pytest.approx([0.5, 1.0], abs=4.5 * (5 * DRAWS) ** -0.5)
+    text = found.error_text()
+    assert text.startswith("Error of the posterior means against time: exact 0.0")
+    assert "near 0.5" in text
+    assert "far 1 sds" in text or "far 0.9" in text
+    assert text.count("is bias") == 2
+    labels = [text.get_text() for text in axes.get_legend().get_texts()]
+    assert labels == ["exact", "near", "far"]
+
+
+def test_error_path_is_that_of_the_first_draws_of_the_chains():
+    engine = MH(draws=100, warmup=100, tier="traced")
+    found = compare(normal_mean, DATA, [engine], reference=TRUTH)
+    path = error_plot.error_path(found.fits["mh"], found.references["normal_mean"])
+    mu = found.fits["mh"].posterior.draws["mu"].numpy()
+    row = found.by_fit.iloc[0]
+    assert path.error[0] == pytest.approx(abs(mu[:, :10].mean() - MEAN) / SD)
+    assert path.error[-1] == pytest.approx(row["rms_error_sd"])
+    assert path.seconds[-1] == pytest.approx(row["seconds"])
+    assert (np.diff(path.seconds) > 0).all()
+
+
+def test_no_error_plot_without_a_reference():
+    with pytest.raises(EngineError, match="nothing to measure errors against"):
+        compare(normal_mean, DATA, [Exact()]).error_plot()
 
 
 @pytest.mark.parametrize("unit", [1.0, 1e3])
