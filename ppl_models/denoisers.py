@@ -56,6 +56,8 @@ class MLPDenoiser(nn.Module):
 class LinearDenoiser(nn.Module):
     """A matrix and an offset per step: the best for Gaussian data, whose score is linear.
 
+    Between steps they are interpolated.
+
     Args:
         dim: D.
         steps: T.
@@ -67,5 +69,10 @@ class LinearDenoiser(nn.Module):
         self.offset = nn.Parameter(torch.zeros(steps, dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        at = (time * len(self.offset)).round().long() - 1
-        return torch.einsum("bij,bj->bi", self.weight[at], x) + self.offset[at]
+        place = (time * len(self.offset) - 1).clamp(0, len(self.offset) - 1)
+        below = place.floor().long()
+        above = place.ceil().long()
+        share = (place - below)[:, None]
+        weight = torch.lerp(self.weight[below], self.weight[above], share[..., None])
+        offset = torch.lerp(self.offset[below], self.offset[above], share)
+        return torch.einsum("bij,bj->bi", weight, x) + offset

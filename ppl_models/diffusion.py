@@ -173,22 +173,31 @@ class Diffusion(HasGuide):
         )
         return Steps(*(part.to(like) for part in parts))
 
-    def predict(self, x: Tensor, t: Tensor, steps: Steps) -> tuple[Tensor, Tensor | None]:
-        """The denoiser's guess of x_0 from x_t (B, *shape), t (B,); and v in (0, 1) if learned."""
-        out, share = self.denoiser(x, t.to(x) / self.steps), None
+    def predict(
+        self, x: Tensor, time: Tensor, signal: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """The denoiser's guess of x_0, and v in (0, 1) where the variance is learned.
+
+        Args:
+            x: x_t, (B, *shape).
+            time: t / T, (B,).
+            signal: a_t, to multiply rows with: (B, 1, ..., 1) or ().
+            noise: s_t, likewise.
+        """
+        out, share = self.denoiser(x, time), None
         if self.variance == "learned":
             out, share = out.chunk(2, dim=1)
             share = share.sigmoid()
         if self.parameterisation == "data":
             return out, share
-        signal, noise = self._at(steps.signal, t), self._at(steps.noise, t)
         if self.parameterisation == "noise":
             return (x - noise * out) / signal, share
         return signal * x - noise * out, share
 
     def reverse(self, x: Tensor, t: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
         """Mean and variance of p(x_{t-1} | x_t): x (B, *shape), t (B,) of 1, ..., T."""
-        guess, share = self.predict(x, t, steps)
+        signal, noise = self._at(steps.signal, t), self._at(steps.noise, t)
+        guess, share = self.predict(x, t.to(x) / self.steps, signal, noise)
         mean = self._at(steps.to_data, t) * guess + self._at(steps.to_noisy, t) * x
         large = self._at(steps.beta, t)
         small = self._at(torch.cat([steps.variance[1:2], steps.variance[1:]]), t)

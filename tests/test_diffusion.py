@@ -28,11 +28,16 @@ class Best(nn.Module):
     def __init__(self, kind):
         super().__init__()
         self.kind = kind
+        self.register_buffer("one", torch.ones(1))
 
     def forward(self, x, time):
         steps = self.model.table(x)
-        at = (time * self.model.steps).round().long() - 1
-        a, s = steps.signal[at][:, None], steps.noise[at][:, None]
+        levels = (steps.noise / steps.signal).log()  # interpolated between steps
+        place = time * self.model.steps - 1
+        below, above = levels[place.floor().long()], levels[place.ceil().long()]
+        sigma = torch.lerp(below, above, place - place.floor()).exp()[:, None]
+        a = (1 + sigma**2).rsqrt()
+        s = sigma * a
         guess = a * VARIANCE / (a**2 * VARIANCE + s**2) * x
         if self.kind == "data":
             return guess
