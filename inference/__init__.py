@@ -4,6 +4,7 @@ from inference.calibration import Calibration, sbc
 from inference.cavi import CAVI
 from inference.compare import Comparison, compare
 from inference.couplings import Coupling, couple_finite, coupling
+from inference.criticism import loo, loo_pit, predictive_checks, prior_predictive
 from inference.diagnostics import diagnose
 from inference.em import EM
 from inference.engine import Engine, Posterior
@@ -58,6 +59,10 @@ __all__ = [
     "fit",
     "geweke",
     "ksd",
+    "loo",
+    "loo_pit",
+    "predictive_checks",
+    "prior_predictive",
     "sbc",
     "target",
 ]

@@ -121,11 +121,7 @@ class Calibration:
         Pointwise binomial intervals at the level that makes them simultaneous, found by simulation
         (Saeilynoja, Buerkner & Vehtari 2022).
         """
-        at = np.arange(1, self.categories) / self.categories
-        gamma = np.quantile(_uniform_minima(self.replications, self.categories, self.seed), level)
-        lower = stats.binom.ppf(gamma / 2, self.replications, at) / self.replications
-        upper = stats.binom.ppf(1 - gamma / 2, self.replications, at) / self.replications
-        return Band(at, lower, upper)
+        return uniform_band(self.replications, self.categories, level, self.seed)
 
     def plot(self, scalars: int = 12) -> Figure:
         """The ECDF of the ranks less that of uniform ranks, in its 95 % simultaneous band.
@@ -167,14 +163,12 @@ class Calibration:
         variance = (1 - 1 / k**2) / 12
         fourth = np.mean(((np.arange(k) + 0.5) / k - 0.5) ** 4)
         spread = math.sqrt((fourth - variance**2) / n)
-        minima = _uniform_minima(n, k, self.seed)
-        own = _minimum(self._below(ranks)[None], n, k)[0]
         return {
             "mean_rank": float(unit.mean() + 0.5),
             "bias": float(unit.mean() / math.sqrt(variance / n)),
             "width": float((np.mean(unit**2) - variance) / spread),
             "chi2_p": float(stats.chisquare(counts).pvalue),
-            "ecdf_p": float((1 + (minima <= own).sum()) / (1 + len(minima))),
+            "ecdf_p": uniform_p(ranks, k, self.seed),
         }
 
     def _below(self, ranks: np.ndarray) -> np.ndarray:
@@ -386,6 +380,26 @@ def _ranks(truth: np.ndarray, draws: np.ndarray, rng: np.random.Generator) -> np
 
 
 # -- the ECDF of uniform ranks ---------------------------------------------------------------------
+
+
+def uniform_band(number: int, categories: int, level: float = 0.05, seed: int = 0) -> Band:
+    """The band that the ECDF of so many uniform ranks leaves anywhere with probability ``level``.
+
+    Ranks are of 0, ..., ``categories`` - 1; see ``Calibration.band``.
+    """
+    at = np.arange(1, categories) / categories
+    gamma = np.quantile(_uniform_minima(number, categories, seed), level)
+    lower = stats.binom.ppf(gamma / 2, number, at) / number
+    upper = stats.binom.ppf(1 - gamma / 2, number, at) / number
+    return Band(at, lower, upper)
+
+
+def uniform_p(ranks: np.ndarray, categories: int, seed: int = 0) -> float:
+    """The chance that the ECDF of as many uniform ranks is as far off as that of these ranks."""
+    below = np.bincount(ranks, minlength=categories).cumsum()[:-1]
+    minima = _uniform_minima(len(ranks), categories, seed)
+    own = _minimum(below[None], len(ranks), categories)[0]
+    return float((1 + (minima <= own).sum()) / (1 + len(minima)))
 
 
 @functools.lru_cache(maxsize=8)
