@@ -1,39 +1,53 @@
-"""``ppl-suite``, or ``python -m case_studies``: run studies; judge and report any draws."""
+"""``ppl-suite``, or ``python -m case_studies``: run and compare studies; judge any draws."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
-import math
-import pkgutil
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
-import case_studies
-from case_studies.command import BAD, plain_errors
-from inference import arviz_bridge, diagnose
-from inference.report import write_report
-from ppl_models import DataError
+from case_studies.command import (
+    BAD,
+    AsJSON,
+    chosen,
+    plain_errors,
+    records,
+    show,
+    verdict,
+    writable,
+)
 
 app = typer.Typer(help="Bayesian models by interchangeable engines.", no_args_is_help=True)
 
-File = Annotated[Path, typer.Argument(help="NetCDF file of ArviZ, Stan, PyMC, NumPyro, ...")]
+_NO_STUDIES = ("command", "study")
 
 
 def studies() -> dict[str, str]:
-    """The studies by module name, with the first line of their docstrings."""
+    """The studies by module name, with the first line of their docstrings; none is imported."""
     found = {}
-    for module in pkgutil.iter_modules(case_studies.__path__):
-        if not module.name.startswith("_") and module.name != "command":
-            text = importlib.import_module(f"case_studies.{module.name}").__doc__ or ""
-            found[module.name] = text.strip().splitlines()[0]
+    for path in sorted(Path(__file__).parent.glob("[!_]*.py")):
+        if path.stem not in _NO_STUDIES:
+            text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+            found[path.stem] = text.strip().split("\n")[0]
     return found
 
 
-@app.command("list")
+def _completed(incomplete: str) -> list[tuple[str, str]]:
+    return [item for item in studies().items() if item[0].startswith(incomplete)]
+
+
+File = Annotated[
+    Path, typer.Argument(help="NetCDF file or Zarr folder of ArviZ, Stan, PyMC, NumPyro, ...")
+]
+Name = Annotated[str, typer.Argument(help="see ppl-suite list", autocompletion=_completed)]
+
+
+@app.command("list", epilog="Example: ppl-suite list")
 def list_studies() -> None:
     """List the case studies."""
     for name, text in studies().items():
@@ -45,13 +59,56 @@ def list_studies() -> None:
     epilog="Example: ppl-suite run oring --engines em,nuts --out out",
     add_help_option=False,
 )
-def run(context: typer.Context, study: Annotated[str, typer.Argument()]) -> None:
+def run(context: typer.Context, study: Name) -> None:
     """Run a case study with its own options: ppl-suite run STUDY --help shows them."""
-    if study not in studies():
-        raise typer.BadParameter(f"unknown study '{study}'; choose from {', '.join(studies())}")
     command = typer.Typer()
-    command.command()(importlib.import_module(f"case_studies.{study}").main)
+    command.command(epilog=f"Example: ppl-suite run {study} --out out")(_module(study).main)
     typer.main.get_command(command)(context.args, prog_name=f"ppl-suite run {study}")
+
+
+@app.command(
+    "compare",
+    epilog="Example: ppl-suite compare oring --engines mh,nuts --seeds 5 --budget 30 --out out",
+)
+def compare_study(
+    study: Name,
+    engines: Annotated[
+        str | None, typer.Option(help="of the study, such as mh,nuts; by default its usual ones")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="how many: 0, 1, ...")] = 1,
+    budget: Annotated[float | None, typer.Option(help="seconds of wall time for each fit")] = None,
+    out: Annotated[Path | None, typer.Option(help="folder for tables, NetCDF and report")] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Fit a case study by several engines and seeds, and compare them.
+
+    Exit code 3: a finding is an error, so that an answer should not be used. 1: a fit failed.
+    2: a mistake in the call. 130: interrupted; what was done is shown and written.
+    """
+    module = _module(study)
+    if not hasattr(module, "study"):
+        raise typer.BadParameter(f"'{study}' cannot be compared: its module has no study()")
+    with plain_errors():
+        from inference import compare
+
+        given = module.study()
+        selected = chosen(engines or given.usual, given.engines)
+        folder = writable(out)
+        reference = given.reference() if given.reference else None
+        comparison = compare(
+            given.models,
+            given.data,
+            selected,
+            reference=reference,
+            seeds=range(seeds),
+            budget=budget,
+        )
+        show(comparison, given.shown, as_json)
+        if folder is not None:
+            comparison.save(folder)
+            if not as_json:
+                print(f"written to {folder}: comparison.*, by_fit.*, report.html, *.nc")
+        raise typer.Exit(verdict(comparison))
 
 
 @app.command("diagnose", epilog="Example: ppl-suite diagnose posterior.nc --json")
@@ -60,15 +117,12 @@ def diagnose_file(
     as_json: Annotated[bool, typer.Option("--json", help="print the findings as JSON")] = False,
 ) -> None:
     """Say what speaks against the draws in a file; exit with 3 where they should not be used."""
+    from rich.console import Console
+
     with plain_errors():
-        data = _load(file)
-        found = _findings(data)
+        found = _findings(_load(file))
         if as_json:
-            rows = [
-                {**f._asdict(), "figure": f.figure if math.isfinite(f.figure) else None}
-                for f in found
-            ]
-            print(json.dumps(rows, indent=2))
+            print(json.dumps(records(found), indent=2))
         else:
             console = Console()
             for finding in found:
@@ -86,6 +140,10 @@ def report_file(
 ) -> None:
     """Write a self-contained HTML report of the draws in a file."""
     with plain_errors():
+        from inference import arviz_bridge
+        from inference.report import write_report
+        from ppl_models import DataError
+
         data = _load(file)
         if arviz_bridge.kind(data) != "point":
             _findings(data)
@@ -97,7 +155,17 @@ def report_file(
         print(f"written: {path}")
 
 
+def _module(study: str) -> ModuleType:
+    known = studies()
+    if study not in known:
+        raise typer.BadParameter(f"unknown study '{study}'; choose from {', '.join(known)}")
+    return importlib.import_module(f"case_studies.{study}")
+
+
 def _findings(data: Any) -> list[Any]:
+    from inference import diagnose
+    from ppl_models import DataError
+
     try:
         return diagnose(data)
     except ValueError as error:
@@ -105,13 +173,16 @@ def _findings(data: Any) -> list[Any]:
 
 
 def _load(file: Path) -> Any:
+    from inference import arviz_bridge
+    from ppl_models import DataError
+
     try:
         return arviz_bridge.load(file)
     except FileNotFoundError as error:
         raise DataError(str(error)) from error
     except Exception as error:  # of whatever reader
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{file}: not a NetCDF file of ArviZ ({first})") from error
+        raise DataError(f"{file}: neither NetCDF nor Zarr of ArviZ ({first})") from error
 
 
 if __name__ == "__main__":

@@ -1,19 +1,26 @@
-"""What the studies' command lines have in common: engines by name, errors without tracebacks."""
+"""What the command lines have in common: engines by name, output, exit codes, plain errors."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import math
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from inference import Engine
-from ppl_models import SuiteError
+if TYPE_CHECKING:  # help and completion must not wait for torch
+    import pandas as pd
 
-MISTAKE, FAILED, BAD = 2, 1, 3
-"""Exit codes: the user's mistake, found before work; an engine that failed; a bad verdict."""
+    from inference import Comparison, Engine, Finding
+
+FAILED, MISTAKE, BAD, INTERRUPTED = 1, 2, 3, 130
+"""Exit codes: an engine that failed; a mistake, found before work; a bad verdict; Ctrl-C."""
+
+AsJSON = Annotated[bool, typer.Option("--json", help="print tables and findings as JSON")]
 
 
 def chosen(names: str, known: Mapping[str, Callable[[], Engine]]) -> dict[str, Engine]:
@@ -40,9 +47,54 @@ def writable(directory: Path | None) -> Path | None:
     return directory
 
 
+def show(comparison: Comparison, parameters: Sequence[str] | None, as_json: bool) -> None:
+    """Print a comparison: for reading the rows of some parameters, as JSON all of them."""
+    if not as_json:
+        comparison.show(parameters)
+        return
+    findings = {name: records(result.findings) for name, result in comparison.fits.items()}
+    content = {
+        "fits": _rows(comparison.by_fit),
+        "parameters": _rows(comparison.table),
+        "findings": findings,
+        "failures": comparison.failures,
+    }
+    print(json.dumps(content, indent=2))
+
+
+def _rows(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """A table for JSON; what is not finite is null."""
+    return json.loads(table.to_json(orient="records", double_precision=15) or "[]")
+
+
+def records(findings: Iterable[Finding]) -> list[dict[str, Any]]:
+    """Findings for JSON; a figure that is no number is null."""
+    return [
+        {**finding._asdict(), "figure": finding.figure if math.isfinite(finding.figure) else None}
+        for finding in findings
+    ]
+
+
+def verdict(comparison: Comparison) -> int:
+    """The exit code of a comparison.
+
+    130 where Ctrl-C has left out fits, else 1 where one has failed, else 3 where a finding is an
+    error, so that an answer should not be used; 0 where all is well.
+    """
+    reasons = comparison.failures.values()
+    if "interrupted" in reasons:
+        return INTERRUPTED
+    if reasons:
+        return FAILED
+    findings = [finding for result in comparison.fits.values() for finding in result.findings]
+    return BAD if any(finding.severity == "error" for finding in findings) else 0
+
+
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
     """Print a user's mistake as one line and exit with code 2; exit with 130 on Ctrl-C."""
+    from ppl_models import SuiteError
+
     try:
         yield
     except SuiteError as error:
@@ -50,4 +102,4 @@ def plain_errors() -> Iterator[None]:
         raise typer.Exit(MISTAKE) from None
     except KeyboardInterrupt:
         print("interrupted: nothing was written", file=sys.stderr)
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None

@@ -14,10 +14,12 @@ import typer
 from sklearn.datasets import load_iris
 
 from case_studies.command import FAILED, chosen, plain_errors, writable
+from case_studies.study import Study
 from inference import CAVI, EM, MH, NUTS, SVI, Gibbs, arviz_bridge, compare
 from inference.storage import whole
 from ppl_models import GaussianMixture
 
+ENGINES = "em,cavi,svi,mh,nuts,gibbs"
 RESTARTS = 20  # of EM and CAVI: mixtures have many modes
 
 
@@ -66,10 +68,32 @@ def choice(largest: int, covariance: Any, gibbs: Gibbs, seed: int) -> pd.DataFra
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("components")
 
 
+def study(
+    components: int = 2,
+    covariance: Any = "full",
+    *,
+    chains: int = 4,
+    draws: int = 200,
+    warmup: int = 200,
+) -> Study:
+    """A mixture of so many components for the irises, with its engines."""
+    common: dict[str, Any] = {"chains": chains, "warmup": warmup, "draws": draws}
+    engines = {
+        "em": lambda: EM(restarts=RESTARTS, objective="likelihood"),
+        "cavi": lambda: CAVI(restarts=RESTARTS, draws=draws),
+        "svi": lambda: SVI(draws=draws, tier="traced"),
+        "mh": lambda: MH(**common, thin=20, tier="traced"),
+        "nuts": lambda: NUTS(**common, tier="traced"),
+        "gibbs": lambda: Gibbs(**common),
+    }
+    weights = [f"weights[{k}]" for k in range(components)]
+    lengths = [f"mean[{k}, petal length]" for k in range(components)]
+    model = GaussianMixture(components, covariance)
+    return Study(model, flowers(), engines, ENGINES, shown=[*weights, *lengths])
+
+
 def main(
-    engines: Annotated[
-        str, typer.Option(help="em, cavi, svi, mh, nuts, gibbs")
-    ] = "em,cavi,svi,mh,nuts,gibbs",
+    engines: Annotated[str, typer.Option(help="em, cavi, svi, mh, nuts, gibbs")] = ENGINES,
     components: Annotated[int, typer.Option(min=1, help="K of the comparison")] = 2,
     largest: Annotated[int, typer.Option(min=0, help="K up to which to choose; 0: none")] = 5,
     covariance: Annotated[str, typer.Option(help="full, diagonal, spherical or tied")] = "full",
@@ -82,20 +106,10 @@ def main(
     """Fit the irises by several engines, then compare numbers of components."""
     common: dict[str, Any] = {"chains": chains, "warmup": warmup, "draws": draws}
     with plain_errors():
-        known = {
-            "em": lambda: EM(restarts=RESTARTS, objective="likelihood"),
-            "cavi": lambda: CAVI(restarts=RESTARTS, draws=draws),
-            "svi": lambda: SVI(draws=draws, tier="traced"),
-            "mh": lambda: MH(**common, thin=20, tier="traced"),
-            "nuts": lambda: NUTS(**common, tier="traced"),
-            "gibbs": lambda: Gibbs(**common),
-        }
-        selected, folder = chosen(engines, known), writable(out)
-        model = GaussianMixture(components, covariance)  # type: ignore[arg-type]
-        comparison = compare(model, flowers(), selected, seeds=(seed,))
-        weights = [f"weights[{k}]" for k in range(components)]
-        lengths = [f"mean[{k}, petal length]" for k in range(components)]
-        comparison.show([*weights, *lengths])
+        given = study(components, covariance, chains=chains, draws=draws, warmup=warmup)
+        selected, folder = chosen(engines, given.engines), writable(out)
+        comparison = compare(given.models, given.data, selected, seeds=(seed,))
+        comparison.show(given.shown)
         if folder is not None:
             comparison.save(folder)
         if largest:
@@ -105,7 +119,7 @@ def main(
                 with whole(folder / "components.csv") as path:
                     table.to_csv(path)
         if folder is not None:
-            print(f"written to {folder}: comparison.csv, components.csv, report.html, *.nc")
+            print(f"written to {folder}: comparison.*, components.csv, report.html, *.nc")
         if comparison.failures:
             raise typer.Exit(FAILED)
 

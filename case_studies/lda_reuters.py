@@ -15,10 +15,35 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from case_studies.command import FAILED, chosen, plain_errors, writable
+from case_studies.study import Study
 from inference import CAVI, EM, MH, NUTS, SVI, Comparison, Fit, Gibbs, compare, topics
 from inference.storage import whole
 from ppl_models import LatentDirichletAllocation
 from ppl_models.corpora import held_out, read_corpus, reuters
+
+ENGINES = "gibbs,cavi,stochastic,em"
+
+
+def study(
+    train: Any = None,
+    number: int = 20,
+    *,
+    alpha: float = 0.1,
+    eta: float = 0.01,
+    sweeps: int = 1500,
+) -> Study:
+    """So many topics of the stories that are not held out, with the engines."""
+    engines = {
+        "gibbs": lambda: Gibbs(chains=2, warmup=sweeps // 50 - 5, draws=5, thin=50),
+        "cavi": lambda: CAVI(restarts=2, max_steps=300, tol=1e-6, draws=10),
+        "stochastic": lambda: CAVI(restarts=2, max_steps=300, draws=10, batch_size=64),
+        "svi": lambda: SVI(steps=2000, batch_size=2000, draws=10),
+        "nuts": NUTS,
+        "mh": MH,
+        "em": lambda: EM(restarts=2, max_steps=200, objective="likelihood"),
+    }
+    stories = held_out(reuters())[0] if train is None else train
+    return Study(LatentDirichletAllocation(number, alpha, eta), stories, engines, ENGINES)
 
 
 def last(result: Fit, site: str) -> Tensor:
@@ -58,7 +83,7 @@ def main(
     vocabulary: Annotated[Path | None, typer.Option(help="file of its words, one a line")] = None,
     engines: Annotated[
         str, typer.Option(help="gibbs, cavi, stochastic, em, svi (slow), nuts, mh (small corpora)")
-    ] = "gibbs,cavi,stochastic,em",
+    ] = ENGINES,
     number: Annotated[int, typer.Option("--topics", min=2)] = 20,
     alpha: Annotated[float, typer.Option(help="concentration of proportions")] = 0.1,
     eta: Annotated[float, typer.Option(help="concentration of topics")] = 0.01,
@@ -68,19 +93,11 @@ def main(
 ) -> None:
     """Fit topics by several engines and judge them by one measure."""
     with plain_errors():
-        known = {
-            "gibbs": lambda: Gibbs(chains=2, warmup=sweeps // 50 - 5, draws=5, thin=50),
-            "cavi": lambda: CAVI(restarts=2, max_steps=300, tol=1e-6, draws=10),
-            "stochastic": lambda: CAVI(restarts=2, max_steps=300, draws=10, batch_size=64),
-            "svi": lambda: SVI(steps=2000, batch_size=2000, draws=10),
-            "nuts": NUTS,
-            "mh": MH,
-            "em": lambda: EM(restarts=2, max_steps=200, objective="likelihood"),
-        }
-        selected, folder = chosen(engines, known), writable(out)
-        train, held = held_out(reuters() if data is None else read_corpus(data, vocabulary))
-        model = LatentDirichletAllocation(number, alpha, eta)
-        comparison = compare(model, train, selected, seeds=(seed,))
+        corpus = reuters() if data is None else read_corpus(data, vocabulary)
+        train, held = held_out(corpus)
+        given = study(train, number, alpha=alpha, eta=eta, sweeps=sweeps)
+        selected, folder = chosen(engines, given.engines), writable(out)
+        comparison = compare(given.models, train, selected, seeds=(seed,))
         table = judged(comparison, train, held, alpha)
         print(table.to_string(float_format=lambda x: f"{x:,.2f}"))
         notes = {name: result.status for name, result in comparison.fits.items()}

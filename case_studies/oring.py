@@ -15,7 +15,8 @@ import torch
 import typer
 from matplotlib.figure import Figure
 
-from case_studies.command import FAILED, chosen, plain_errors, writable
+from case_studies.command import FAILED, AsJSON, chosen, plain_errors, show, writable
+from case_studies.study import Study
 from inference import EM, HMC, MH, NUTS, SVI, Comparison, Gibbs, ImportanceSampling, compare, target
 from inference.laplace import find_mode, hessian
 from ppl_models import Noise, ORing
@@ -24,6 +25,7 @@ LAUNCH = 31.0  # F, on 28 January 1986
 PRESSURE = 200.0  # psi, where the pressure enters
 TEMPERATURES = (31.0, 50.0, 60.0, 65.0, 70.0)  # F
 SHOWN = (31.0, 65.0)
+ENGINES = "em,svi,mh,hmc,nuts"
 
 
 def reference(model: ORing) -> pd.DataFrame:
@@ -101,11 +103,35 @@ def bands(comparison: Comparison, truth: pd.DataFrame) -> Figure:
     return figure
 
 
+def study(
+    model: ORing | None = None, *, chains: int = 4, draws: int = 1000, warmup: int = 1000
+) -> Study:
+    """A model of the O-ring data, by default Robert & Casella's, with its engines."""
+    used = model or ORing(predict_at=TEMPERATURES)
+    common: dict[str, Any] = {"chains": chains, "warmup": warmup, "draws": draws}
+    engines = {
+        "em": EM,
+        "svi": lambda: SVI(draws=draws),
+        "mh": lambda: MH(**common),
+        "hmc": lambda: HMC(**common),
+        "nuts": lambda: NUTS(**common),
+        "gibbs": lambda: Gibbs(**common),
+        "independence": lambda: MH(**common, proposal=used.independence_proposal()),
+        "importance": lambda: ImportanceSampling(
+            draws=draws, proposal=used.independence_proposal()
+        ),
+        "laplace": lambda: SVI(guide="laplace", draws=draws),
+    }
+    sites = ["alpha", "beta", *(["gamma"] if used.pressure else [])]
+    shown = [*sites, *(f"p[{t}]" for t in SHOWN)]
+    return Study(used, None, engines, ENGINES, lambda: reference(used), shown)
+
+
 def main(
     engines: Annotated[
         str,
         typer.Option(help="em, svi, mh, hmc, nuts, gibbs, independence, importance, laplace"),
-    ] = "em,svi,mh,hmc,nuts",
+    ] = ENGINES,
     prior: Annotated[str, typer.Option(help="robert-casella, normal or flat")] = "robert-casella",
     outcome: Annotated[str, typer.Option(help="incident or damaged")] = "incident",
     pressure: Annotated[bool, typer.Option(help="let the leak-check pressure enter")] = False,
@@ -116,43 +142,28 @@ def main(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     dtype: Annotated[str, typer.Option(help="float32 or float64")] = "float64",
     out: Annotated[
-        Path | None, typer.Option(help="folder for comparison.csv, NetCDF, report and figure")
+        Path | None, typer.Option(help="folder for tables, NetCDF, report and figure")
     ] = None,
+    as_json: AsJSON = False,
 ) -> None:
     """Fit the O-ring data by several engines and compare them with quadrature."""
-    common: dict[str, Any] = {"chains": chains, "warmup": warmup, "draws": draws}
-    model = None
     with plain_errors():
         model = ORing(outcome, pressure, prior, predict_at=TEMPERATURES)  # type: ignore[arg-type]
-        selected = chosen(
-            engines,
-            {
-                "em": EM,
-                "svi": lambda: SVI(draws=draws),
-                "mh": lambda: MH(**common),
-                "hmc": lambda: HMC(**common),
-                "nuts": lambda: NUTS(**common),
-                "gibbs": lambda: Gibbs(**common),
-                "independence": lambda: MH(**common, proposal=model.independence_proposal()),
-                "importance": lambda: ImportanceSampling(
-                    draws=draws, proposal=model.independence_proposal()
-                ),
-                "laplace": lambda: SVI(guide="laplace", draws=draws),
-            },
-        )
+        given = study(model, chains=chains, draws=draws, warmup=warmup)
+        selected = chosen(engines, given.engines)
         folder = writable(out)
         truth = reference(model)
         comparison = compare(
             model, None, selected, reference=truth, seeds=(seed,), device=device, dtype=dtype
         )
-        sites = [name for name in truth.index if not name.startswith("p[")]
-        comparison.show([*sites, *(f"p[{t}]" for t in SHOWN)])
+        show(comparison, given.shown, as_json)
         if folder is not None:
             figure = bands(comparison, truth)
             figure.savefig(folder / "probability.png", dpi=120)
             caption = "Probability of an incident by temperature, with 90 % bands"
             comparison.save(folder, figures={caption: figure})
-            print(f"written to {folder}: comparison.csv, report.html, probability.png, *.nc")
+            if not as_json:
+                print(f"written to {folder}: comparison.*, report.html, probability.png, *.nc")
         if comparison.failures:
             raise typer.Exit(FAILED)
 

@@ -98,7 +98,12 @@ def save(data: Any, path: str | os.PathLike[str]) -> Path:
 
 
 def load(path: str | os.PathLike[str]) -> Any:
-    """Read NetCDF written by ``save`` or by any ArviZ of either major version."""
+    """Read NetCDF, or a folder of Zarr, written by ``save`` or by any ArviZ of either version."""
+    if Path(path).is_dir():
+        found = xr.open_groups(path, engine="zarr", consolidated=False)  # with it or without
+        groups = {name.strip("/"): group for name, group in found.items()}
+        root = groups.pop("", xr.Dataset())
+        return build(groups, root.attrs)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return az.from_netcdf(str(path), engine="h5netcdf")

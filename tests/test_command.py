@@ -1,13 +1,22 @@
 """The command ppl-suite: exit codes, messages, files."""
 
 import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
+import xarray as xr
 from typer.testing import CliRunner
 
-from case_studies.__main__ import app
-from inference import EM, arviz_bridge, fit
+from case_studies import oring
+from case_studies.__main__ import app, studies
+from case_studies.study import Study
+from inference import EM, MH, SVI, Engine, arviz_bridge, fit
 from ppl_models import ORing
 
 RNG = np.random.default_rng(1)
@@ -84,3 +93,165 @@ def test_studies_run_with_their_own_options():
 
 def test_studies_are_listed():
     assert "oring" in command("list").output
+
+
+# -- compare ---------------------------------------------------------------------------------------
+
+
+def coin():
+    pyro.sample("p", dist.Beta(3.0, 2.0))
+
+
+@dataclass(frozen=True)
+class Stopped(Engine):
+    """Ctrl-C as soon as it runs."""
+
+    def run(self, problem):
+        raise KeyboardInterrupt
+
+
+COIN = Study(
+    coin,
+    None,
+    {
+        "good": lambda: SVI(guide="laplace", draws=200),
+        "short": lambda: MH(chains=2, warmup=10, draws=10, thin=1, tier="traced"),
+        "em": EM,
+        "stopped": Stopped,
+    },
+    usual="good",
+    reference=lambda: {"p": (0.6, 0.2)},
+)
+
+
+@pytest.fixture
+def study(monkeypatch):
+    """The study of the O-rings, made quick."""
+    monkeypatch.setattr(oring, "study", lambda: COIN)
+
+
+def test_a_study_is_compared_by_its_usual_engines_against_its_reference(study, tmp_path):
+    result = command("compare", "oring", "--seeds", 2, "--out", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert "worst error sd" in result.output
+    names = {path.name for path in tmp_path.iterdir()}
+    assert {"comparison.parquet", "by_fit.csv", "report.html", "good-seed-1.nc"} <= names
+
+
+def test_a_comparison_as_json(study):
+    result = command("compare", "oring", "--engines", "good,em", "--json")
+    content = json.loads(result.stdout)
+    good, em = content["fits"]
+    assert good["engine"] == "good"
+    assert good["rms_error_sd"] == pytest.approx(abs(content["parameters"][0]["error_sd"]))
+    assert good["worst_r_hat"] is None  # no Markov chain
+    assert em["status"].startswith("failed")
+    assert "EM needs HasEM" in content["failures"]["em"]
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("engines", "code"), [("good", 0), ("good,em", 1), ("good,short", 3), ("good,stopped", 130)]
+)
+def test_exit_code_of_a_comparison_is_its_verdict(engines, code, study, tmp_path):
+    result = command("compare", "oring", "--engines", engines, "--json", "--out", tmp_path)
+    assert result.exit_code == code, result.output
+    assert (tmp_path / "good.nc").is_file()  # what was done is kept
+
+
+def test_a_budget_is_that_of_every_fit(study, monkeypatch):
+    endless = MH(draws=10_000_000, warmup=100, thin=1, tier="traced")
+    monkeypatch.setitem(COIN.engines, "endless", lambda: endless)
+    result = command("compare", "oring", "--engines", "endless", "--budget", 0.5, "--json")
+    assert "seconds: stopped after 0.5 s" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["foo"], "unknown study 'foo'"),
+        (["oring", "--engines", "foo"], "unknown engine 'foo'; choose from good, short"),
+        (["oring", "--seeds", "0"], "greater than or equal to 1"),
+        (["oring", "--budget", "-1"], "give a positive number"),
+        (["oring", "--out", "/proc/nowhere"], "cannot write"),
+    ],
+)
+def test_mistakes_in_a_comparison_are_one_message_and_exit_code_two(study, arguments, message):
+    result = command("compare", *arguments)
+    assert result.exit_code == 2
+    assert message in " ".join(result.output.replace("│", " ").split())
+    assert "Traceback" not in result.output
+
+
+def test_a_study_that_cannot_be_compared_is_named(monkeypatch):
+    monkeypatch.delattr(oring, "study")
+    result = command("compare", "oring")
+    assert result.exit_code == 2
+    assert "cannot be compared" in result.output
+
+
+@pytest.mark.parametrize("name", ["oring", "gmm_iris", "lda_reuters"])
+def test_every_study_names_engines_that_it_has(name):
+    module = pytest.importorskip(f"case_studies.{name}")
+    given = module.study()
+    assert set(given.usual.split(",")) <= set(given.engines)
+    assert all(isinstance(engine(), Engine) for engine in given.engines.values())
+
+
+def test_run_prints_json():
+    result = command("run", "oring", "--engines", "em", "--json")
+    assert result.exit_code == 0, result.output
+    content = json.loads(result.stdout)
+    alpha = next(row for row in content["parameters"] if row["parameter"] == "alpha")
+    assert alpha["mean"] == pytest.approx(15.61, abs=0.01)
+
+
+# -- the shell -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["list", "compare", "diagnose", "report"])
+def test_help_has_an_example(name):
+    result = command(name, "--help")
+    assert result.exit_code == 0
+    assert f"Example: ppl-suite {name}" in " ".join(result.output.split())
+
+
+def test_help_of_a_study_has_an_example():
+    assert "Example: ppl-suite run oring" in command("run", "oring", "--help").output
+
+
+SHELL = "import sys; from case_studies.__main__ import app; app(prog_name='ppl-suite')"
+
+
+@pytest.mark.parametrize("name", ["run", "compare"])
+def test_the_shell_completes_the_names_of_studies(name):
+    words = {"_PPL_SUITE_COMPLETE": "complete_bash", "COMP_WORDS": f"ppl-suite {name} o"}
+    environment = os.environ | words | {"COMP_CWORD": "2"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHELL], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [name for name in studies() if name.startswith("o")]
+
+
+def test_completion_and_help_do_not_wait_for_torch():
+    code = "import sys; import case_studies.__main__; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_draws_in_a_zarr_folder_are_judged(tmp_path):
+    pytest.importorskip("zarr")
+    draws = RNG.normal(size=(4, 500))
+    draws[0] += 4
+    group = arviz_bridge.dataset({"mu": draws}, {}, ("chain", "draw"), {})
+    tree = xr.DataTree.from_dict({"/posterior": group})
+    tree.to_zarr(tmp_path / "bad.zarr", consolidated=False)
+    result = command("diagnose", tmp_path / "bad.zarr", "--json")
+    assert result.exit_code == 3, result.output
+    assert json.loads(result.output)[0]["name"] == "r_hat"
+
+
+def test_a_folder_without_draws_is_one_line_and_exit_code_two(tmp_path):
+    result = command("diagnose", tmp_path)
+    assert result.exit_code == 2
+    assert result.output.startswith("error: ")
+    assert "Traceback" not in result.output

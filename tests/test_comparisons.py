@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import stats
 
-from inference import EM, HMC, MH, NUTS, SMC, SVI, Gibbs, compare, distances, error_plot, fit
+from inference import EM, HMC, MH, NUTS, SMC, SVI, Gibbs, compare, distances, error_plot, fit, ksd
 from inference.compare_cells import cost
 from inference.compare_table import COLUMNS, FIT_COLUMNS
 from inference.engine import Engine, Posterior
@@ -143,6 +143,14 @@ def test_error_plot_shows_biases_that_seeds_agree_on():
     assert labels == ["exact", "near", "far"]
 
 
+def test_bias_floor_of_known_errors():
+    wave = 0.1 * np.array([[-1.0], [1.0], [-1.0], [1.0]])  # variance .04 / 3, of the mean a fourth
+    assert error_plot.bias_floor(0.5 + wave) == pytest.approx((0.25 - 0.01 / 3) ** 0.5)
+    assert error_plot.bias_floor(wave) is None
+    assert error_plot.bias_floor(0.5 + wave[:2]) is None
+    assert error_plot.bias_floor(np.full((3, 2), -0.3)) == pytest.approx(0.3)  # of a point
+
+
 def test_error_path_is_that_of_the_first_draws_of_the_chains():
     engine = MH(draws=100, warmup=100, tier="traced")
     found = compare(normal_mean, DATA, [engine], reference=TRUTH)
@@ -171,12 +179,19 @@ def test_stein_discrepancy_ranks_biased_engines_in_any_unit(unit):
     np.testing.assert_allclose(ksd, same, rtol=1e-6)
 
 
-def test_stein_discrepancy_is_of_equally_many_draws():
+def test_stein_discrepancy_is_of_equally_many_draws(monkeypatch):
+    counts = []
+
+    def counted(target, draws, *, scale):
+        counts.append(len(draws))
+        return ksd(target, draws, scale=scale)
+
+    monkeypatch.setattr(distances, "ksd", counted)
     pair = {"few": Exact(draws=150), "many": Exact(draws=5000)}
     fits = compare(normal_mean, DATA, pair).fits
-    together = distances.stein_discrepancies(fits)
-    assert together["few"] == distances.stein_discrepancies({"few": fits["few"]})["few"]
-    assert together["many"] > 2 * distances.stein_discrepancies({"many": fits["many"]})["many"] / 3
+    assert set(distances.stein_discrepancies(fits)) == {"few", "many"}
+    distances.stein_discrepancies({"many": fits["many"]})
+    assert counts == [150, 150, 500]
     tiny = compare(normal_mean, DATA, {"tiny": Exact(draws=50), "many": Exact()}).by_fit
     assert np.isnan(tiny["ksd"][0])
     assert tiny["ksd"][1] > 0
