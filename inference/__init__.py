@@ -6,6 +6,7 @@ from inference.compare import Comparison, compare
 from inference.couplings import Coupling, couple_finite, coupling
 from inference.criticism import loo, loo_pit, predictive_checks, prior_predictive
 from inference.diagnostics import diagnose
+from inference.distances import sliced_wasserstein
 from inference.em import EM
 from inference.engine import Engine, Posterior
 from inference.finding import Finding
@@ -64,5 +65,6 @@ __all__ = [
     "predictive_checks",
     "prior_predictive",
     "sbc",
+    "sliced_wasserstein",
     "target",
 ]

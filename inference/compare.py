@@ -39,6 +39,7 @@ from inference.engine import Engine
 from inference.error_plot import error_plot
 from inference.finding import Finding
 from inference.fit import Fit, InferenceWarning, fit
+from inference.model_comparison import loo_table, standing
 from inference.references import Reference
 from inference.stopping import Until
 from inference.storage import whole
@@ -146,6 +147,30 @@ class Comparison:
         if self.table["error_sd"].notna().to_numpy().any():
             shown = {self.error_text(): self.error_plot()} | shown
         return write_report(self.fits, path, comparison=self, figures=shown)
+
+    def loo(
+        self, engine: str | None = None, *, seed: int | None = None, site: str | None = None
+    ) -> pd.DataFrame:
+        """The models by leave-one-out predictive density, best first: ``LOO_COLUMNS``.
+
+        One fit stands for each model: of those by ``engine`` and with ``seed``, if given, the
+        chains whose smallest bulk effective sample size is largest, else the approximation with
+        the smallest Pareto k-hat. High Pareto k-hats are issued as ``InferenceWarning``.
+
+        Args:
+            engine: by name.
+            seed: of the fits.
+            site: the observed site, where a program has several.
+
+        Raises:
+            EngineError: a model has only points, or the models observe other data.
+        """
+        chosen = standing(self.cells, self.fits, engine, seed)
+        table, told = loo_table({model: self.fits[name] for model, name in chosen.items()}, site)
+        for text in told:
+            warnings.warn(text, InferenceWarning, stacklevel=2)
+        table.insert(0, "fit", [chosen[str(model)] for model in table.index])
+        return table
 
     def error_plot(self) -> Figure:
         """Error of the posterior means against seconds, on logarithmic axes, by model.

@@ -1,6 +1,7 @@
 """compare() over models, engines and seeds: known errors, distances and evidence, order, budget."""
 
 import sys
+import warnings
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,7 +13,23 @@ import pytest
 import torch
 from scipy import stats
 
-from inference import EM, HMC, MH, NUTS, SMC, SVI, Gibbs, compare, distances, error_plot, fit, ksd
+from inference import (
+    EM,
+    HMC,
+    MH,
+    NUTS,
+    SMC,
+    SVI,
+    Gibbs,
+    InferenceWarning,
+    compare,
+    criticism,
+    distances,
+    error_plot,
+    fit,
+    ksd,
+    model_comparison,
+)
 from inference.compare_cells import cost
 from inference.compare_table import COLUMNS, FIT_COLUMNS
 from inference.engine import Engine, Posterior
@@ -249,6 +266,100 @@ def test_elbo_and_k_hat_of_an_exact_approximation():
     assert row["elbo"] == pytest.approx(log_evidence(Y), abs=1e-6)
 
 
+# -- models ----------------------------------------------------------------------------------------
+
+
+def prior_of(sd):
+    def model(y):
+        mu = pyro.sample("mu", dist.Normal(0.0, sd))
+        with pyro.plate("observations", len(y)):
+            pyro.sample("y", dist.Normal(mu, 1.0), obs=y)
+
+    return model
+
+
+@dataclass(frozen=True)
+class Conjugate(Engine):
+    """Independent draws of the posterior of the model with the given sd of the prior."""
+
+    sd: float
+    draws: int = 20_000
+
+    def run(self, problem):
+        precision = len(problem.data["y"]) + self.sd**-2
+        normal = problem.noise(1).normal(self.draws)
+        mu = float(problem.data["y"].sum()) / precision + precision**-0.5 * normal
+        return Posterior("approximation", {"mu": mu}, unconstrained=mu[..., None])
+
+
+ROWS = np.random.default_rng(7).normal(0.8, 1.0, size=30)
+
+
+def left_out(sd):
+    """Exact log p(y_i | the others) for each observation."""
+    precision = len(ROWS) - 1 + sd**-2
+    mean = (ROWS.sum() - ROWS) / precision
+    return stats.norm.logpdf(ROWS, mean, (1 + 1 / precision) ** 0.5)
+
+
+def test_models_are_ranked_by_leave_one_out_as_in_closed_form():
+    narrow, wide = prior_of(0.1), prior_of(10.0)
+    found = compare(
+        {"narrow": narrow, "wide": wide},
+        {"y": ROWS},
+        {"for_narrow": Conjugate(0.1), "for_wide": Conjugate(10.0)},
+    )
+    fits = {"narrow": found.fits["narrow, for_narrow"], "wide": found.fits["wide, for_wide"]}
+    table, told = model_comparison.loo_table(fits)
+    assert list(table.index) == ["wide", "narrow"]
+    assert not told
+    exact = {"narrow": left_out(0.1), "wide": left_out(10.0)}
+    mcse = {name: criticism.loo(result).mcse for name, result in fits.items()}
+    for name, values in exact.items():
+        assert table["elpd"][name] == pytest.approx(values.sum(), abs=4.5 * mcse[name])
+    gap = exact["wide"] - exact["narrow"]
+    off = 4.5 * np.hypot(*mcse.values())
+    assert off < 0.1 * gap.sum()
+    assert table["elpd_diff"]["narrow"] == pytest.approx(gap.sum(), abs=off)
+    assert table["diff_se"]["narrow"] == pytest.approx(30**0.5 * gap.std(), abs=off)
+    assert table["elpd_diff"]["wide"] == table["diff_se"]["wide"] == 0
+
+
+def test_one_fit_with_draws_stands_for_each_model():
+    models = {"a": normal_mean, "b": normal_mean}
+    chains = MH(draws=200, warmup=100, tier="traced")
+    found = compare(models, DATA, {"laplace": SVI(guide="laplace", draws=500), "mh": chains})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", InferenceWarning)  # three observations
+        assert list(found.loo()["fit"].sort_index()) == ["a, mh", "b, mh"]
+        by_name = found.loo("laplace")
+        assert list(by_name["fit"].sort_index()) == ["a, laplace", "b, laplace"]
+    with pytest.raises(EngineError, match="no fit by 'nuts' of model 'a'"):
+        found.loo("nuts")
+
+
+def test_an_observation_that_weights_cannot_leave_out_is_told():
+    rows = np.append(ROWS, 40.0)
+    found = compare(normal_mean, {"y": rows}, [MH(draws=500, thin=2, warmup=200, tier="traced")])
+    with pytest.warns(InferenceWarning, match="the Pareto k-hat of 1 of 31 observations"):
+        assert found.loo()["unreliable"]["normal_mean"] == 1
+
+
+@dataclass(frozen=True)
+class Mode(Engine):
+    def run(self, problem):
+        return Posterior("point", {"mu": torch.tensor(MEAN)}, unconstrained=torch.tensor([MEAN]))
+
+
+def test_leave_one_out_refuses_points_and_unequal_data():
+    with pytest.raises(EngineError, match="only a point"):
+        compare(normal_mean, DATA, [Mode()]).loo()
+    for other, message in ((Y[:2], "3 observations and 'b' 2"), (Y + 1, "observe other values")):
+        models = {"a": normal_mean, "b": (normal_mean, {"y": other})}
+        with pytest.raises(EngineError, match=message):
+            compare(models, DATA, [Exact()]).loo()
+
+
 def test_cheap_engines_run_first(monkeypatch):
     order = []
 
@@ -270,16 +381,27 @@ def test_cheap_engines_run_first(monkeypatch):
 
 
 @dataclass(frozen=True)
+class Endless(Exact):
+    """Ends when its time is over, however fast the machine."""
+
+    def run(self, problem):
+        while not problem.clock.over:
+            pass
+        posterior = super().run(problem)
+        posterior.findings.append(problem.clock.finding(self.draws, 10**9))
+        return posterior
+
+
+@dataclass(frozen=True)
 class Patient(Exact):
     stops_at: ClassVar[tuple[str, ...]] = ()
 
 
 def test_a_fit_out_of_its_budget_says_so_in_its_row():
-    endless = MH(draws=10_000_000, warmup=100, thin=1, tier="traced")
-    pair = {"endless": endless, "exact": Exact(), "patient": Patient()}
-    found = compare(normal_mean, DATA, pair, budget=0.5)
+    pair = {"endless": Endless(), "exact": Exact(), "patient": Patient()}
+    found = compare(normal_mean, DATA, pair, budget=0.05)
     status = found.by_fit.set_index("engine")["status"]
-    assert "seconds: stopped after 0.5 s" in found.fits["endless"].findings[0].text
+    assert "seconds: stopped after 0.05 s" in found.fits["endless"].findings[0].text
     assert "seconds" in status["endless"]
     assert "failed" not in status["endless"]
     assert status["exact"] == "ok"
