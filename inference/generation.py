@@ -191,7 +191,10 @@ def _solve(slope: Any, start: Any, ends: Tensor, tolerance: float) -> Any:
 
 
 def _velocity(model: Diffusion, levels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-    """The slope sigma n = dy / dlog(sigma), at log sigma and y (B, *shape); levels (T,) are those of t."""
+    """The slope dy / dlog(sigma) = sigma n at log sigma and y (B, *shape).
+
+    ``levels`` (T,) are the values of log sigma at t = 1, ..., T.
+    """
 
     def velocity(level: Tensor, y: Tensor) -> Tensor:
         level = level.clamp(levels[0], levels[-1])  # where rounding leads beyond the ends

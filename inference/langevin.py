@@ -114,8 +114,7 @@ class ULA(Langevin):
     Args:
         thin: transitions per draw; 10 by default, since a transition costs one gradient.
         step_size: e, fixed where given; else dual averaging aims at ``target_acceptance``.
-        target_acceptance: the acceptance rate that a Metropolis correction would have, which warm-up
-            applies.
+        target_acceptance: the acceptance rate of a Metropolis correction, which warm-up applies.
         mass: which covariance warm-up learns: "diagonal", "dense", or "auto": dense up to 30
             dimensions, where the draws of all chains together determine it well.
     """
