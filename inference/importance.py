@@ -76,7 +76,8 @@ class ImportanceSampling(Engine):
         chosen = np.searchsorted(cumulative / cumulative[-1], unit).clip(max=weighted - 1)
         kept = x[:, torch.as_tensor(chosen, device=x.device)]
         seconds = time.perf_counter() - begin
-        evidence = float(np.logaddexp.reduce(np.where(np.isnan(ratios), -np.inf, ratios)))
+        usable = np.where(np.isnan(ratios), -np.inf, ratios)
+        weights = np.exp(usable - usable.max())
         return Posterior(
             kind="approximation",
             draws=problem.outputs.values(kept, noise.fold(2)),
@@ -85,7 +86,9 @@ class ImportanceSampling(Engine):
             attributes={
                 "pareto_k": smoothed.k_hat,
                 "importance_ess": smoothed.ess,
-                "log_evidence": evidence - math.log(weighted),
+                "log_evidence": float(usable.max() + math.log(weights.mean())),
+                # by the delta method; too small where k-hat is high
+                "log_evidence_error": float(weights.std() / weights.mean() / math.sqrt(weighted)),
             },
             unconstrained=kept,
         )

@@ -21,6 +21,7 @@ from inference import (
     SMC,
     SVI,
     Gibbs,
+    ImportanceSampling,
     InferenceWarning,
     compare,
     criticism,
@@ -258,6 +259,19 @@ def test_log_evidence_is_that_of_the_conjugate_model():
     error = row["log_evidence_error"]
     assert error < 0.2
     assert abs(row["log_evidence"] - log_evidence(Y)) < 5 * error  # Student t of 7 degrees
+
+
+def test_log_evidence_by_weights_of_the_prior_and_its_error():
+    proposals = 20_000
+    row = compare(normal_mean, DATA, [ImportanceSampling(proposals=proposals)]).by_fit.iloc[0]
+    # var L / (E L)^2 under the prior, by quadrature
+    mu = np.linspace(-60, 60, 100_001)
+    likelihood = np.exp(stats.norm.logpdf(Y[:, None], mu).sum(0))
+    prior = stats.norm.pdf(mu, 0, 10) * (mu[1] - mu[0])
+    ratio = (prior @ likelihood**2) / (prior @ likelihood) ** 2 - 1
+    error = (ratio / proposals) ** 0.5
+    assert row["log_evidence"] == pytest.approx(log_evidence(Y), abs=4.5 * error)
+    assert row["log_evidence_error"] == pytest.approx(error, rel=0.1)  # 700 draws weigh
 
 
 def test_elbo_and_k_hat_of_an_exact_approximation():
