@@ -19,6 +19,7 @@ from inference.graph import Tier, batched_over_rows, trace
 from inference.outputs import Outputs
 from inference.program import Minibatch, Program
 from inference.progress import Report, silent
+from inference.recording import InMemory, Records
 from inference.stopping import Clock, Until
 from inference.target import Target
 from ppl_models.base import Data, Model, Params, Use
@@ -33,7 +34,7 @@ TierChoice = Tier | Literal["auto"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What an engine is given: the model, its data on the device, when to stop, where to report."""
+    """What an engine is given: model, data on the device, when to stop, where draws are kept."""
 
     model: Callable[..., Any]
     data: Data
@@ -44,6 +45,7 @@ class Problem:
     report: Report = silent
     until: Until = field(default_factory=Until)
     clock: Clock = field(default_factory=Clock)
+    records: Records = field(default_factory=InMemory)
 
     def noise(self, chains: int) -> Noise:
         """The chains' streams of random numbers."""
@@ -127,6 +129,9 @@ class Engine(ABC):
     stops_at: ClassVar[tuple[str, ...]] = ()
     """Which figures of ``Until`` the engine heeds."""
 
+    stores: ClassVar[bool] = False
+    """Whether the engine hands its draws and its state to the problem's records."""
+
     @abstractmethod
     def run(self, problem: Problem) -> Posterior:
         """Fit the problem."""
@@ -178,6 +183,14 @@ class Engine(ABC):
                     + (why if name != "seconds" else "cannot be stopped")
                     + legal
                 )
+
+    def check_store(self, model: Any) -> None:
+        """Refuse to store a run that could not go on. Raises ``EngineError``."""
+        if not self.stores:
+            raise EngineError(
+                f"store=: a run of {type(self).__name__} cannot be stored on its way; leave store= "
+                "out and keep the result by fit(...).save('run.nc'), or use MH, HMC, NUTS or Gibbs"
+            )
 
     def _refuse(self, model: Any, program: Program, use: Use) -> None:
         """Raise ``EngineError`` where the model says that a use of it leads nowhere."""

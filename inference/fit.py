@@ -23,6 +23,7 @@ from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding
 from inference.program import Program, isolated, trained
 from inference.progress import bar
+from inference.recording import chunk_size
 from inference.stopping import Clock, Until
 from inference.target import Target
 from ppl_models.base import Data, Model
@@ -225,6 +226,8 @@ def fit(
     dtype: torch.dtype | str | None = None,
     progress: bool | None = None,
     until: Until | None = None,
+    store: str | PathLike[str] | None = None,
+    resume: str | PathLike[str] | None = None,
 ) -> Fit:
     """Fit a Pyro program by an engine.
 
@@ -239,6 +242,10 @@ def fit(
         dtype: of the real numbers; by default that of the model's weights, else float64.
         progress: whether to show a progress bar; by default where standard error is a terminal.
         until: when to stop before the engine's own limit, such as ``Until(seconds=60)``.
+        store: a folder to write the draws to as they come, as a Zarr store such as "run.zarr".
+        resume: the folder of a stored run to go on with, which was stopped or killed, or is to have
+            more draws; everything else must be as it was. The draws are those of a run that was
+            never stopped, to the bit on a CPU.
 
     Returns:
         A ``Fit``. What it must warn about is in ``.warnings`` and is issued as
@@ -256,6 +263,8 @@ def fit(
     if not isinstance(until, Until):
         raise EngineError(f"until={until!r}: give a stop rule such as Until(seconds=60)")
     engine.check_until(until)
+    if store is not None and resume is not None:
+        raise EngineError("both store= and resume= are given; resume= goes on with a run in place")
     whole = isinstance(seed, int | np.integer) and not isinstance(seed, bool)
     if not whole or not 0 <= seed < 2**64:
         raise EngineError(f"seed={seed!r}: give a non-negative integer below 2^64")
@@ -274,7 +283,8 @@ def fit(
             program = Program(model, placed)
         engine.check(model, program)
         problem = Problem(model, placed, program, int(seed), kind, where, report, until, clock)
-        posterior = engine.run(problem)
+        with _kept(engine, problem, store, resume) as problem:
+            posterior = engine.run(problem)
         parameters = trained()
         if isinstance(model, Model):
             posterior = _told_by_model(model, _canonical(model, posterior, problem), placed)
@@ -284,6 +294,31 @@ def fit(
     for text in result.warnings:
         warnings.warn(f"{title}: {text}", InferenceWarning, stacklevel=2)
     return result
+
+
+@contextmanager
+def _kept(
+    engine: Engine,
+    problem: Problem,
+    store: str | PathLike[str] | None,
+    resume: str | PathLike[str] | None,
+) -> Iterator[Problem]:
+    """The problem with records on disk, if they are asked for."""
+    path = store if resume is None else resume
+    if path is None:
+        yield problem
+        return
+    engine.check_store(problem.model)
+    from inference.identity import identity
+    from inference.run_store import RunStore
+
+    known = identity(engine, problem)
+    size = chunk_size(problem.program.dim)
+    records = RunStore(path, known, resume=resume is not None, size=size, device=problem.device)
+    try:
+        yield replace(problem, records=records)
+    finally:
+        records.close()
 
 
 def target(

@@ -38,7 +38,11 @@ class Packed(NamedTuple):
     scalars: np.ndarray  # (10, C)
     integers: np.ndarray  # (3, C)
     checkpoints: np.ndarray  # (2, C, max_depth, D): momenta, sums
-    point: Tensor  # (C, D), the memory of vectors[POINT]
+
+    @property
+    def point(self) -> Tensor:
+        """Where the density is needed, (C, D): the memory of ``vectors[POINT]``."""
+        return torch.from_numpy(self.vectors[POINT])
 
     @property
     def x(self) -> Tensor:
@@ -57,14 +61,12 @@ def usable(device: torch.device) -> bool:
 def init(phase: Phase, tuning: Tuning, randomness: Randomness, max_depth: int) -> Packed:
     """The start of a transition at ``phase``, moved to its first leaf."""
     chains, dim = phase.x.shape
-    memory = phase.x.new_zeros(15, chains, dim)
-    vectors = memory.numpy()
+    vectors = phase.x.new_zeros(15, chains, dim).numpy()
     state = Packed(
         vectors,
         np.zeros((10, chains)),
         np.zeros((3, chains), dtype=np.int64),
         np.zeros((2, chains, max_depth, dim), dtype=vectors.dtype),
-        memory[POINT],
     )
     scale = _scale(tuning)
     vectors[TREE_X] = vectors[LAST_X] = phase.x.numpy()
@@ -87,8 +89,9 @@ def block(
     goal: float | None,
 ) -> tuple[Packed, Averaging | None, History]:
     """As many leapfrogs of every chain as there are ``randomness``."""
-    length, (chains, dim) = len(randomness), state.point.shape
-    x = state.point.new_empty(length, chains, dim)
+    point = state.point
+    length, (chains, dim) = len(randomness), point.shape
+    x = point.new_empty(length, chains, dim)
     log_density = np.empty((length, chains))
     statistics = np.zeros((7, length, chains))
     step = tuning.step_size.numpy().astype(np.float64)
@@ -96,9 +99,9 @@ def block(
     scale, positions = _scale(tuning), x.numpy()
     normal = torch.stack([r.normal for r in randomness]).numpy()
     uniform = torch.stack([r.uniform for r in randomness]).numpy()
-    evaluate = target.evaluator(state.point)
+    evaluate = target.evaluator(point)
     for k in range(length):
-        value, gradient = evaluate(state.point)
+        value, gradient = evaluate(point)
         _advance(
             state.vectors, state.scalars, state.integers, state.checkpoints, value.numpy(),
             gradient.numpy(), normal[k], uniform[k], step, scale, average, goal or 0.0,

@@ -21,9 +21,10 @@ from inference import warmup
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding, interrupted
 from inference.program import Program
-from inference.stopping import after
+from inference.recording import Chunk, Columns, Recorder, chunk_size, earlier_seconds
+from inference.stopping import after, following
 from inference.target import Target
-from inference.warmup import Averaging, Mass
+from inference.warmup import Averaging, Mass, Moments, Window
 from ppl_models.noise import Noise
 
 _BLOCK = 64  # steps between looks at how far the chains are
@@ -70,6 +71,48 @@ class History(NamedTuple):
     acceptance_rate: Tensor  # (K, C)
     statistics: dict[str, Tensor]  # {name: (K, C)}
 
+    @classmethod
+    def joined(cls, blocks: list[History]) -> History:
+        """Blocks that follow one another, as one."""
+        return cls(
+            torch.cat([block.x for block in blocks]),
+            torch.cat([block.log_density for block in blocks]),
+            torch.cat([block.done for block in blocks]),
+            torch.cat([block.acceptance_rate for block in blocks]),
+            {k: torch.cat([block.statistics[k] for block in blocks]) for k in blocks[0].statistics},
+        )
+
+    def columns(self) -> Columns:
+        """What is recorded of the steps."""
+        named = {"x": self.x, "lp": self.log_density, "acceptance_rate": self.acceptance_rate}
+        return named | self.statistics
+
+
+class Adapting(NamedTuple):
+    """A warm-up on its way."""
+
+    window: int  # its number
+    steps: int  # so far
+    begun: int  # the steps before this window
+    done: int  # transitions of all chains in this window
+    state: Any
+    tuning: Tuning
+    averaging: Averaging | None
+    moments: Moments
+
+
+class Warmed(NamedTuple):
+    """What warm-up leaves."""
+
+    tuning: Tuning
+    x: Tensor  # (C, D)
+    steps: int
+    calls: int  # the hint for the compiler that the run began with
+    seconds: float
+
+
+_LIKE = Warmed(Tuning(torch.empty(0), torch.empty(0)), torch.empty(0), 0, 0, 0.0)
+
 
 @dataclass(frozen=True)
 class Sampler(Engine):
@@ -93,6 +136,7 @@ class Sampler(Engine):
     """How many uniform numbers a step takes per chain."""
 
     stops_at: ClassVar[tuple[str, ...]] = ("seconds", "ess", "mcse")
+    stores: ClassVar[bool] = True
 
     target_acceptance_rate: ClassVar[float | None] = None
     """What dual averaging aims at; None for a kernel without a step size."""
@@ -174,32 +218,36 @@ class Sampler(Engine):
         begin = time.perf_counter()
         problem.clock.expect("the first draw")
         noise = problem.noise(self.chains)
-        target = problem.target(self.tier, self.evaluations())
+        saved = problem.records.saved()
+        calls = self.evaluations() if saved is None else saved.part("calls", None, problem.device)
+        target = problem.target(self.tier, calls)
         with torch.no_grad():
             x = self.start(target, noise.fold(0))
             start = time.perf_counter()
-            x, tuning, steps = self.warm_up(target, x, noise.fold(1), problem)
+            if saved is not None and "warmed" in saved:
+                warmed = saved.part("warmed", _LIKE, problem.device)
+            else:
+                x, tuning, steps = self.warm_up(target, x, noise.fold(1), problem)
+                spent = time.perf_counter() - start + earlier_seconds(saved)
+                warmed = Warmed(tuning, x, steps, calls, spent)
             adapted = time.perf_counter()
-            history, stopped = self._sample(target, x, tuning, noise.fold(2), problem)
-            sampled = time.perf_counter()
-            draws = problem.outputs.values(history.x, noise.fold(3))
-        stats = {"lp": history.log_density, "acceptance_rate": history.acceptance_rate}
-        stats |= history.statistics
-        if self.target_acceptance_rate is not None:
-            stats["step_size"] = tuning.step_size[:, None].expand_as(history.log_density)
+            chunk, stopped, earlier = self._sample(target, warmed, noise, problem)
         return Posterior(
             kind="samples",
-            draws=draws,
-            stats=stats,
+            draws=chunk.draws,
+            stats=chunk.stats,
             findings=[stopped] if stopped else [],
             seconds={
                 "start": start - begin,
-                "warmup": adapted - start,
-                "sampling": sampled - adapted,
+                "warmup": warmed.seconds,
+                "sampling": time.perf_counter() - adapted + earlier,
                 "total": time.perf_counter() - begin,
             },
-            attributes={"warmup_steps": steps, "step_size": float(tuning.step_size.mean())},
-            unconstrained=history.x,
+            attributes={
+                "warmup_steps": warmed.steps,
+                "step_size": float(warmed.tuning.step_size.mean()),
+            },
+            unconstrained=chunk.unconstrained,
         )
 
     # -- the loop --------------------------------------------------------------------------------
@@ -208,79 +256,139 @@ class Sampler(Engine):
         self, target: Target, x: Tensor, noise: Noise, problem: Problem
     ) -> tuple[Tensor, Tuning, int]:
         """Where the chains are after warm-up from ``x`` (C, D), what it learnt, and its steps."""
+        windows, before = warmup.windows(self.warmup), earlier_seconds(problem.records.saved())
+        begin = time.perf_counter()
+        at = self._adapting(target, x, noise, problem)
+        while at.window < len(windows):
+            window = windows[at.window]
+            goal = window.length * self.thin * len(x)
+            while at.done < goal:
+                at = self._adapt(target, at, noise, goal, window)
+                past = sum(w.length for w in windows[: at.window])
+                share = past + window.length * min(at.done / goal, 1.0)
+                problem.report(share / (self.warmup + self.draws), "warm-up")
+                if problem.records.due():
+                    seconds = time.perf_counter() - begin + before
+                    parts = {"calls": target.calls, "adapting": at, "seconds": seconds}
+                    problem.records.save(parts)
+            at = self._next_window(target, at, noise, window)
+        return at.state.x, at.tuning, at.steps
+
+    def _adapting(self, target: Target, x: Tensor, noise: Noise, problem: Problem) -> Adapting:
+        """Where warm-up begins, or goes on."""
         mass = self.mass_matrix(target.dim)
         scale = torch.ones(target.dim, dtype=x.dtype, device=x.device)
         if mass == "dense":
             scale = torch.diag(scale)
         tuning = Tuning(torch.ones(len(x), dtype=x.dtype, device=x.device), scale)
-        tuning = tuning._replace(
-            step_size=self.first_step_size(target, x, tuning, noise.fold(0)).contiguous()
-        )
-        steps, spent, adapts = 0, 0, self.acceptance_target(target.dim) is not None
-        for window in warmup.windows(self.warmup):
-            averaging = warmup.averaging(tuning.step_size) if adapts else None
-            moments = warmup.moments(mass or "diagonal", x)
-            state = self.init(
-                target, x, tuning, self.randomness(target, noise.fold(1, steps), 1)[0]
-            )
-            goal, done, begun = window.length * self.thin * len(x), 0, steps
-            while done < goal:
-                # as many steps as what is left will take, at the pace so far; then look again
-                pace = (steps - begun) / done if done else 1 / len(x)
-                length = math.ceil((goal - done) * pace)
-                numbers = self._numbers(target, noise.fold(2), steps, length)
-                state, averaging, history = self.block(target, state, tuning, numbers, averaging)
-                if averaging is not None:
-                    tuning = tuning._replace(step_size=averaging.step_size)
-                steps += len(numbers)
-                done += int(history.done.sum())
-                if window.learns_scale and mass is not None:
-                    moments = warmup.add(moments, history.x, history.done)
-                share = (spent + window.length * min(done / goal, 1.0)) / (self.warmup + self.draws)
-                problem.report(share, "warm-up")
-            spent += window.length
-            x = state.x
-            if averaging is not None:
-                tuning = tuning._replace(step_size=warmup.pooled_step(averaging))
-            if window.learns_scale and mass is not None:
-                learnt = warmup.scale(moments, settled=window.settled)
-                tuning = tuning._replace(scale=learnt.contiguous())
-        return x, tuning, steps
+        saved = problem.records.saved()
+        if saved is None:
+            first = self.first_step_size(target, x, tuning, noise.fold(0))
+            tuning = tuning._replace(step_size=first.contiguous())
+        fresh = self._window(target, x, tuning, 0, 0, noise)
+        return fresh if saved is None else saved.part("adapting", fresh, problem.device)
+
+    def _window(
+        self, target: Target, x: Tensor, tuning: Tuning, number: int, steps: int, noise: Noise
+    ) -> Adapting:
+        """The beginning of a window of warm-up."""
+        adapts = self.acceptance_target(target.dim) is not None
+        averaging = warmup.averaging(tuning.step_size) if adapts else None
+        moments = warmup.moments(self.mass_matrix(target.dim) or "diagonal", x)
+        first = self.randomness(target, noise.fold(1, steps), 1)[0]
+        state = self.init(target, x, tuning, first)
+        return Adapting(number, steps, steps, 0, state, tuning, averaging, moments)
+
+    def _adapt(
+        self, target: Target, at: Adapting, noise: Noise, goal: int, window: Window
+    ) -> Adapting:
+        """A block of steps; it is as long as what is left will take, at the pace so far."""
+        pace = (at.steps - at.begun) / at.done if at.done else 1 / len(at.state.x)
+        length = math.ceil((goal - at.done) * pace)
+        numbers = self._numbers(target, noise.fold(2), at.steps, length)
+        state, averaging, history = self.block(target, at.state, at.tuning, numbers, at.averaging)
+        tuning, moments = at.tuning, at.moments
+        if averaging is not None:
+            tuning = tuning._replace(step_size=averaging.step_size)
+        if window.learns_scale and self.mass_matrix(target.dim) is not None:
+            moments = warmup.add(moments, history.x, history.done)
+        steps, done = at.steps + len(numbers), at.done + int(history.done.sum())
+        return Adapting(at.window, steps, at.begun, done, state, tuning, averaging, moments)
+
+    def _next_window(self, target: Target, at: Adapting, noise: Noise, window: Window) -> Adapting:
+        """The next window, with what this one learnt."""
+        tuning = at.tuning
+        if at.averaging is not None:
+            tuning = tuning._replace(step_size=warmup.pooled_step(at.averaging))
+        if window.learns_scale and self.mass_matrix(target.dim) is not None:
+            learnt = warmup.scale(at.moments, settled=window.settled)
+            tuning = tuning._replace(scale=learnt.contiguous())
+        return self._window(target, at.state.x, tuning, at.window + 1, at.steps, noise)
 
     def _sample(
-        self, target: Target, x: Tensor, tuning: Tuning, noise: Noise, problem: Problem
-    ) -> tuple[History, Finding | None]:
-        state = self.init(target, x, tuning, self.randomness(target, noise.fold(0), 1)[0])
-        blocks: list[History] = []
-        count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        steps, least, goal, look = 0, 0, self.draws * self.thin, after(0)
+        self, target: Target, warmed: Warmed, noise: Noise, problem: Problem
+    ) -> tuple[Chunk, Finding | None, float]:
+        """The draws, what stopped them early, and the seconds of earlier calls."""
+        outputs, records, clock = problem.outputs, problem.records, problem.clock
+        tuning, rates = warmed.tuning, self.target_acceptance_rate is not None
+
+        def finish(rows: Columns, number: int) -> Chunk:
+            x, stats = rows["x"], {name: rows[name] for name in rows if name != "x"}
+            if rates:
+                stats["step_size"] = tuning.step_size[:, None].expand_as(stats["lp"]).clone()
+            return Chunk(outputs.values(x, noise.fold(3, number)), stats, x)
+
+        recorder = Recorder(finish, records, thin=self.thin, size=chunk_size(target.dim))
+        numbers = self.randomness(target, noise.fold(2, 0), 1)
+        state = self.init(target, warmed.x, tuning, numbers[0])
+        steps, earlier, begin = 0, 0.0, time.perf_counter()
+        saved = records.saved()
+        if saved is not None and "pending" in saved:
+            recorder.go_on(saved, self.draws, problem.device)
+            state = saved.part("state", state, problem.device)
+            steps = saved.part("steps", None, problem.device)
+            earlier = earlier_seconds(saved)
+        goal, first, look = self.draws * self.thin, steps, following(recorder.draws)
         stopped: Finding | None = None
-        clock, begun = problem.clock, time.perf_counter()
+
+        def save() -> None:
+            seconds = time.perf_counter() - begin + earlier
+            parts = {"calls": warmed.calls, "warmed": warmed, "seconds": seconds}
+            parts |= {"state": state, "steps": steps, "asked": self.draws}
+            parts |= recorder.parts()
+            records.save(parts)
+
+        number = min(recorder.draws, self.draws)
         try:
-            while least < goal and stopped is None:
-                most = min(goal - least, clock.steps(steps, begun))
-                numbers = self._numbers(target, noise.fold(1), steps, most)
+            while recorder.transitions < goal and stopped is None:
+                most = min(goal - recorder.transitions, clock.steps(steps - first, begin))
+                numbers = self._numbers(target, noise.fold(2, 1), steps, most)
                 state, _, history = self.block(target, state, tuning, numbers, None)
-                blocks.append(_compact(history))
-                count += history.done.sum(0)
+                recorder.add(history.columns(), history.done)
                 steps += len(numbers)
-                least = int(count.min())
-                share = (self.warmup + min(least, goal) / self.thin) / (self.warmup + self.draws)
-                problem.report(share, "sampling")
-                if least >= self.thin:
+                number = min(recorder.draws, self.draws)
+                problem.report((self.warmup + number) / (self.warmup + self.draws), "sampling")
+                if number:
                     clock.met()
-                while problem.until.precise and look * self.thin <= least < goal:
-                    enough = problem.precise(_finished(blocks, look * self.thin, self.thin).x)
-                    if enough is not None:
-                        return _finished(blocks, look * self.thin, self.thin), enough
-                    look = after(look)
-                if clock.over and self.thin <= least < goal:
-                    stopped = clock.finding(least // self.thin, self.draws)
+                while problem.until.precise and look <= number < self.draws and stopped is None:
+                    stopped = problem.precise(recorder.first(look))
+                    number, look = (look if stopped else number), after(look)
+                if stopped is None and clock.over and 0 < number < self.draws:
+                    stopped = clock.finding(number, self.draws)
+                recorder.flush()
+                if records.due():
+                    save()
+                    recorder.show(number)
+            save()
         except KeyboardInterrupt:
-            if least < self.thin:
+            number = min(recorder.draws, self.draws)
+            if number < 1:
                 raise
-            stopped = interrupted(least // self.thin)
-        return _finished(blocks, min(least, goal), self.thin), stopped
+            stopped = interrupted(number)
+        recorder.show(number)
+        if stopped is not None and records.remedy:
+            stopped = stopped._replace(remedy=records.remedy)
+        return records.read(number), stopped, earlier
 
     def _numbers(self, target: Target, noise: Noise, step: int, most: int) -> list[Any]:
         """The random numbers of the steps from ``step`` to the end of its block, at most so many.
@@ -299,45 +407,4 @@ def joined(blocks: list[History]) -> History:
         torch.cat([block.done for block in blocks]),
         torch.cat([block.acceptance_rate for block in blocks]),
         {k: torch.cat([block.statistics[k] for block in blocks]) for k in blocks[0].statistics},
-    )
-
-
-def _compact(block: History) -> History:
-    """The block without the steps in which no chain needs a row: finished transitions first."""
-    number = int(block.done.sum(0).max())
-    order = torch.sort((~block.done).to(torch.uint8), dim=0, stable=True).indices[:number]
-
-    def pick(values: Tensor) -> Tensor:
-        index = order.reshape(*order.shape, *[1] * (values.dim() - 2))
-        return values.gather(0, index.expand(-1, -1, *values.shape[2:]))
-
-    return History(
-        pick(block.x),
-        pick(block.log_density),
-        pick(block.done),
-        pick(block.acceptance_rate),
-        {name: pick(values) for name, values in block.statistics.items()},
-    )
-
-
-def _finished(blocks: list[History], transitions: int, thin: int) -> History:
-    """Every ``thin``-th of the first finished transitions of every chain, chains first."""
-    done = torch.cat([b.done for b in blocks]).T  # (C, K)
-    order = torch.sort((~done).to(torch.uint8), dim=1, stable=True).indices[:, :transitions]
-    order = order[:, : order.shape[1] // thin * thin]
-    last = order[:, thin - 1 :: thin]
-
-    def pick(parts: list[Tensor]) -> Tensor:
-        joined = torch.cat(parts).transpose(0, 1)  # (C, K, ...)
-        if joined.dtype == torch.bool:  # a flag of any of the transitions that a draw stands for
-            return joined.gather(1, order).reshape(*last.shape, thin).any(-1)
-        index = last.reshape(*last.shape, *[1] * (joined.dim() - 2))
-        return joined.gather(1, index.expand(-1, -1, *joined.shape[2:]))
-
-    return History(
-        pick([b.x for b in blocks]),
-        pick([b.log_density for b in blocks]),
-        torch.ones_like(last, dtype=torch.bool),
-        pick([b.acceptance_rate for b in blocks]),
-        {k: pick([b.statistics[k] for b in blocks]) for k in blocks[0].statistics},
     )

@@ -91,6 +91,14 @@ def after(look: int) -> int:
     return FIRST if look < FIRST else math.ceil(GROWTH * look)
 
 
+def following(draws: int) -> int:
+    """The number of draws per chain at the first look after so many draws."""
+    look = after(0)
+    while look <= draws:
+        look = after(look)
+    return look
+
+
 class Clock:
     """The wall time of a run against its limit, if it has one."""
 

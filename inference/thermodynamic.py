@@ -17,7 +17,7 @@ from inference import warmup
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.hmc import HMC
 from inference.mh import MH
-from inference.sampling import History, Tuning, joined
+from inference.sampling import History, Tuning
 from inference.tempering import Path, Reference, Tempered, check_reference, rough_evidence
 from inference.warmup import Mass
 from ppl_models.errors import EngineError
@@ -191,7 +191,7 @@ class Thermodynamic(Engine):
             problem.report(0.5 + 0.5 * (first + len(part)) / self.draws, "sampling")
             if problem.clock.over:
                 break
-        return joined(blocks)
+        return History.joined(blocks)
 
     def _pooled(self, values: Tensor) -> Tensor:
         """The median over the chains of each temperature: (K * chains,)."""
