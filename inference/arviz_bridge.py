@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import arviz as az
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import xarray as xr
-from matplotlib.figure import Figure
 
 from inference import mixing
 from inference.storage import whole
@@ -178,65 +176,3 @@ def scalars(values: xr.Dataset) -> pd.Series:
             text = ", ".join(label)
             rows[f"{name}[{text}]" if text else str(name)] = float(value)
     return pd.Series(rows, dtype=float)
-
-
-def plot_trace(data: Any, variables: Sequence[str]) -> Figure:
-    """Marginal densities and traces by chain."""
-    if MAJOR == 0:
-        return _figure(az.plot_trace(data, var_names=list(variables), compact=False))
-    return _figure(
-        az.plot_trace_dist(  # pyright: ignore[reportAttributeAccessIssue]
-            data, var_names=list(variables)
-        )
-    )
-
-
-def plot_rank(data: Any, variables: Sequence[str]) -> Figure:
-    """Histograms of the draws' ranks by chain."""
-    return _figure(az.plot_rank(data, var_names=list(variables)))
-
-
-def plot_autocorr(data: Any, variables: Sequence[str]) -> Figure:
-    """Autocorrelation by lag and chain."""
-    return _figure(
-        az.plot_autocorr(
-            data, var_names=list(variables), **({"combined": True} if MAJOR == 0 else {})
-        )
-    )
-
-
-def plot_energy(data: Any) -> Figure:
-    """Marginal energies and their transitions."""
-    return _figure(az.plot_energy(data))
-
-
-def plot_posterior(data: Any, variables: Sequence[str]) -> Figure:
-    """Marginal densities."""
-    if MAJOR == 0:
-        return _figure(az.plot_posterior(data, var_names=list(variables)))
-    return _figure(az.plot_dist(data, var_names=list(variables)))
-
-
-def plot_forest(data: Mapping[str, Any], variables: Sequence[str]) -> Figure:
-    """Means and intervals of several fits side by side."""
-    if MAJOR == 0:
-        axes = az.plot_forest(
-            list(data.values()),
-            model_names=list(data),
-            var_names=list(variables),
-            combined=True,
-            figsize=(8, 2 + 0.35 * len(data) * len(variables)),
-        )
-        return _figure(axes)
-    return _figure(az.plot_forest(dict(data), var_names=list(variables), combined=True))
-
-
-def _figure(plot: Any) -> Figure:
-    """The matplotlib figure behind what an ArviZ plot returns; closed, so that it never pops up."""
-    if MAJOR == 0:
-        figure = np.asarray(plot).ravel()[0].figure
-        figure.set_layout_engine("constrained")
-    else:
-        figure = plot.viz["figure"].item()
-    plt.close(figure)
-    return figure

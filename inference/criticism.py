@@ -238,7 +238,7 @@ def loo_pit(fit: Fit, site: str | None = None, *, seed: int | None = None) -> Pi
 
     PIT_i = P(y' < y_i | y_-i) + u P(y' = y_i | y_-i), u uniform on (0, 1): randomised, so that the
     values of discrete data are uniform too under a right model; for continuous data u plays no
-    part. ``y'`` are replications weighted as in ``loo``. Too small a predictive sd gives too many
+    part. ``y'`` are replications weighted as in ``loo``, discrete sites of single rows drawn anew. Too small a predictive sd gives too many
     values near 0 and 1, too large a one too few.
 
     Args:
@@ -251,14 +251,18 @@ def loo_pit(fit: Fit, site: str | None = None, *, seed: int | None = None) -> Pi
     """
     site = _site(fit, site)
     log_likelihood = fit.log_likelihood()[site].detach().cpu().double().numpy()
-    drawn = fit.predict(seed=seed)[site].detach().cpu().double().numpy()
+    seed = fit.seed if seed is None else seed
+    with isolated(fit.dtype, fit.device, parameters=fit.parameters), torch.no_grad():
+        # as for new data: a discrete site that belongs to a row has seen the row's own observation
+        drawn = fit.program.predictive(fit.posterior.draws, seed, fit.program.data)
+    replicated = drawn[site].detach().cpu().double().numpy()
     observed = fit.program.observations[site].detach().cpu().double().numpy()
     if log_likelihood.shape[2:] != observed.shape:
         raise EngineError(
             f"the observations of '{site}' are vectors, of shape {observed.shape} with "
             f"{log_likelihood.shape[2:]} densities: the PIT needs scalars"
         )
-    return loo_pit_of(log_likelihood, drawn, observed, site, fit.seed if seed is None else seed)
+    return loo_pit_of(log_likelihood, replicated, observed, site, seed)
 
 
 def loo_pit_of(

@@ -20,6 +20,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
+from pyro.infer.inspect import get_model_relations
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
@@ -432,6 +433,16 @@ class Program:
         """The values of one prototype run, whose unconstrained values are uniform on (-2, 2)."""
         trace = self._prototype(seed)
         return {site.name: _value(trace, site.name) for site in self.sites}
+
+    def relations(self) -> dict[str, Any]:
+        """Which sites depend on which, their laws and plates, as Pyro's inspection tells."""
+        values = self.start(0)  # a flat prior cannot be drawn from
+
+        def run() -> Any:
+            with _Substitute(values, constrained=True):
+                return self.model(**self.data)
+
+        return get_model_relations(run, include_deterministic=True)
 
     def describe(self, x: Tensor) -> str:
         """Which site makes the log density not finite at ``x``."""

@@ -1,9 +1,10 @@
-"""One self-contained HTML file: verdict, tables, ArviZ plots, settings."""
+"""One self-contained HTML file: verdict, tables, figures, model, settings."""
 
 from __future__ import annotations
 
-import base64
-import io
+import importlib.metadata
+import os
+import platform
 import warnings
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -11,41 +12,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
+import torch
 from markupsafe import Markup, escape
 from matplotlib.figure import Figure
 
-from inference import arviz_bridge, ergodic
+from inference import arviz_bridge, plots
 from inference.diagnostics import diagnose
 from inference.finding import Finding
 from inference.fit import Fit
+from inference.graphical import Graph, graph_of
+from inference.report_figures import (
+    MOST,
+    SHOWN,
+    SHOWN_OF_MANY,
+    Group,
+    Part,
+    forest,
+    groups,
+    numeric,
+    worst_first,
+)
 from inference.storage import whole
 
 if TYPE_CHECKING:
     from inference.compare import Comparison
 
-_PLOTTED = 8  # scalars per plot
-_ROWS = 60  # rows of a table that are shown unfolded
+_ROWS, _FIRST = 30, 12  # rows of a table that are shown unfolded; of a longer one, the first
+_SEARCHED = 12  # rows of a table above which it can be searched
+_TEXTS = ("model", "engine", "parameter", "kind", "site", "statistic", "meaning")
+_LIBRARIES = ("torch", "pyro-ppl", "arviz", "numpy", "scipy", "numba")
+_SEVERITIES = ("error", "warning", "note")
 
 
-class Picture(NamedTuple):
-    """A figure ready for the page."""
+class Told(NamedTuple):
+    """A finding with the fit that it is about."""
 
-    png: str
-    alt: str
-    caption: str
-
-
-class Part(NamedTuple):
-    """One fit on the page."""
-
-    name: str
-    data: Any  # the ArviZ object
-    kind: str
-    findings: list[Finding]
-    table: pd.DataFrame
+    fit: str
+    severity: str
+    figure: str
+    meaning: str
+    remedy: str
 
 
 def write_report(
@@ -56,17 +64,38 @@ def write_report(
     figures: Mapping[str, Figure] | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write the report of some fits, or of any ArviZ objects; with a comparison its table too.
+    """Write the report of some fits, or of any ArviZ objects; with a comparison its tables too.
 
-    Everything is inside the file: no script, no request. The file appears whole.
+    The verdict comes first, then tables, then for each fit figures of its worst scalars,
+    predictive checks and leave-one-out, its settings and where it ran. Everything is inside the
+    file, which makes no request, is whole without its script (that filters tables), and appears
+    whole.
+
+    Args:
+        fits: by name; a ``Fit``, or an ArviZ object of any library.
+        path: of the file.
+        comparison: what the fits belong to.
+        figures: further ones, by caption.
+        title: by default the model's name and those of the fits.
+
+    Example:
+        >>> import tempfile, numpy as np
+        >>> from inference import arviz_bridge
+        >>> draws = {"mu": np.random.default_rng(0).normal(size=(4, 50))}
+        >>> group = arviz_bridge.dataset(draws, {}, ("chain", "draw"), {})
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     data = arviz_bridge.build({"posterior": group}, {})
+        ...     "Rank plots" in write_report({"normal": data}, f"{folder}/r.html").read_text()
+        True
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("inference"), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    parts = [_part(name, fit) for name, fit in fits.items()]
-    with mpl.rc_context({"figure.dpi": 90, "savefig.dpi": 90}), warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # plotting libraries' own; findings are in the fits
-        page = _page(parts, comparison, figures)
+        most = SHOWN if len(fits) <= 2 else SHOWN_OF_MANY
+        parts = [_part(name, fit, comparison, most) for name, fit in fits.items()]
+        page = _page(parts, comparison, figures or {})
         page["title"] = title or f"{_model(fits)}{', '.join(fits)}"
         html = environment.get_template("report.html").render(page)
     with whole(path) as temporary:
@@ -74,12 +103,35 @@ def write_report(
     return Path(path)
 
 
-def _part(name: str, fit: Any) -> Part:
+def _part(name: str, fit: Any, comparison: Comparison | None, most: int) -> Part:
     if isinstance(fit, Fit):
-        return Part(name, fit.to_arviz(), fit.posterior.kind, diagnose(fit), fit.summary())
+        truth = None
+        for cell in comparison.cells if comparison is not None else ():
+            if cell.name == name and comparison is not None and cell.model in comparison.references:
+                truth = comparison.references[cell.model].moments
+        data, kind = fit.to_arviz(), fit.posterior.kind
+        return Part(name, data, kind, diagnose(fit), fit.summary(), fit, truth, most)
     kind = arviz_bridge.kind(fit)
-    found = [] if kind == "point" else diagnose(fit)
-    return Part(name, fit, kind, found, arviz_bridge.summary(fit))
+    try:
+        found = [] if kind == "point" else diagnose(fit)
+    except Exception as error:  # of a file that anybody may have written
+        text = f"it could not be judged: {error}"
+        found = [Finding("unjudged", "warning", np.nan, text, "give a posterior group of numbers")]
+    return Part(name, fit, kind, found, _table(fit, kind), most=most)
+
+
+def _table(data: Any, kind: str) -> pd.DataFrame:
+    """The summary of any ArviZ object; without rows where it holds no numbers."""
+    if kind == "point":
+        return arviz_bridge.summary(data)
+    if not arviz_bridge.has_group(data, "posterior"):
+        return pd.DataFrame(columns=["mean"])
+    draws = numeric(arviz_bridge.group(data, "posterior"))
+    if not draws.data_vars:
+        return pd.DataFrame(columns=["mean"])
+    if kind == "approximation" or draws.sizes["draw"] < 4:
+        return arviz_bridge.moments(draws)
+    return arviz_bridge.statistics(draws)
 
 
 def _model(fits: Mapping[str, Any]) -> str:
@@ -87,149 +139,190 @@ def _model(fits: Mapping[str, Any]) -> str:
     return f"{getattr(models[0], '__name__', type(models[0]).__name__)}: " if models else ""
 
 
+# -- the page --------------------------------------------------------------------------------------
+
+
 def _page(
-    parts: list[Part], comparison: Comparison | None, figures: Mapping[str, Figure] | None
+    parts: list[Part], comparison: Comparison | None, figures: Mapping[str, Figure]
 ) -> dict[str, Any]:
-    from inference.compare import COLUMNS
-
-    findings = [(part.name, f.severity, f.text) for part in parts for f in part.findings]
-    pictures = [_picture(figure, caption) for caption, figure in (figures or {}).items()]
-    table = None
+    told = [_told(part.name, finding) for part in parts for finding in part.findings]
+    shared: list[Group] = []
     if comparison is not None:
-        failures = comparison.failures.items()
-        findings += [(name, "error", f"failed: {text}") for name, text in failures]
-        table = _folded(comparison.table)
-        drawn = [part for part in parts if part.kind != "point"]
-        variables = _variables(drawn[0]) if drawn else []
-        if variables:
-            figure = arviz_bridge.plot_forest({part.name: part.data for part in drawn}, variables)
-            pictures.append(_picture(figure, "Means and 94 % intervals by engine"))
+        told += [Told(name, "error", "", f"failed: {text}", "")
+                 for name, text in comparison.failures.items()]  # fmt: skip
+        side_by_side = forest(parts)
+        shared += [] if side_by_side is None else [side_by_side]
+    for caption, figure in figures.items():
+        shared.append(Group(caption, "", [plots.foreign(figure, caption)], unfolded=True))
+    told.sort(key=lambda one: _SEVERITIES.index(one.severity))
     return {
-        "findings": findings,
-        "table": table,
-        "columns": COLUMNS,
-        "figures": pictures,
-        "fits": [_section(part) for part in parts],
+        "verdict": _verdict(told),
+        "findings": told,
+        "tables": [] if comparison is None else _tables(comparison),
+        "groups": [_shown(group) for group in shared],
+        "models": _graphs(parts),
+        "fits": [_section(index, part, alone=len(parts) == 1) for index, part in enumerate(parts)],
+        "machine": _machine(),
     }
 
 
-def _section(part: Part) -> dict[str, Any]:
-    attributes = arviz_bridge.attributes(part.data)
-    return {
-        "name": part.name,
-        "findings": [(finding.severity, finding.text) for finding in part.findings],
-        "table": _folded(part.table.reset_index(names="parameter")),
-        "figures": _plots(part),
-        "attributes": {k: v for k, v in attributes.items() if k != "elbo_trace"},
-    }
+def _told(fit: str, finding: Finding) -> Told:
+    figure = f"{finding.figure:.4g}" if np.isfinite(finding.figure) else ""
+    return Told(fit, finding.severity, figure, finding.meaning, finding.remedy)
 
 
-def _plots(part: Part) -> list[Picture]:
-    name, data, variables, pictures = part.name, part.data, _variables(part), []
-    if part.kind == "samples" and variables:
-        for caption, plot in (
-            ("Marginal densities and traces by chain", arviz_bridge.plot_trace),
-            ("Rank plots: level bars mean that the chains agree", arviz_bridge.plot_rank),
-            ("Autocorrelation by lag", arviz_bridge.plot_autocorr),
-        ):
-            pictures.append(_picture(plot(data, variables), f"{name}: {caption}"))
-        caption = "Running means over all chains, with their 95 % bands"
-        pictures.append(_picture(_averages(data, variables), f"{name}: {caption}"))
-        if _has_energy(data):
-            caption = "Energy: marginal and transition distributions should overlap"
-            pictures.append(_picture(arviz_bridge.plot_energy(data), f"{name}: {caption}"))
-    elif part.kind == "approximation" and variables:
-        figure = arviz_bridge.plot_posterior(data, variables)
-        pictures.append(_picture(figure, f"{name}: marginal densities of the approximation"))
-        trace = arviz_bridge.attributes(data).get("elbo_trace")
-        if trace is not None and len(trace) > 1:
-            pictures.append(_picture(_elbo(trace), f"{name}: the ELBO as it rose"))
-    return pictures
+def _verdict(told: Sequence[Told]) -> tuple[str, str]:
+    """The severity and the sentence that the page begins with."""
+    worst = next(
+        (s for s in ("error", "warning") if any(one.severity == s for one in told)), "good"
+    )
+    named = ", ".join(dict.fromkeys(one.fit for one in told if one.severity == worst))
+    if worst == "error":
+        return worst, f"Do not use these answers as they are: {_counted(told)} ({named})."
+    if worst == "warning":
+        return worst, f"Use these answers with care: {_counted(told)} ({named})."
+    return worst, "Nothing was found that speaks against these answers."
 
 
-def _has_energy(data: Any) -> bool:
-    if not arviz_bridge.has_group(data, "sample_stats"):
-        return False
-    return "energy" in arviz_bridge.group(data, "sample_stats")
+def _counted(found: Sequence[Told] | Sequence[Finding]) -> str:
+    """Errors and warnings in numbers."""
+    words = []
+    for severity in ("error", "warning"):
+        count = sum(one.severity == severity for one in found)
+        words += [f"{count} {severity}{'s' if count > 1 else ''}"] if count else []
+    return ", ".join(words) or "ok"
 
 
-def _variables(part: Part) -> list[str]:
-    """Real-valued variables, while they are few enough to plot."""
-    if part.kind == "point":
-        return []
-    chosen, count = [], 0
-    for name, draws in arviz_bridge.group(part.data, "posterior").data_vars.items():
-        size = draws.size // max(1, draws.sizes["chain"] * draws.sizes["draw"])
-        if draws.dtype.kind == "f" and size and count + size <= _PLOTTED:
-            chosen.append(str(name))
-            count += size
-    return chosen
+def _tables(comparison: Comparison) -> list[tuple[str, str, dict[str, str]]]:
+    """Title, table and the meaning of its columns."""
+    from inference.compare_table import COLUMNS, FIT_COLUMNS, telling
+
+    made = []
+    said = {result.status: _counted(result.findings) for result in comparison.fits.values()}
+    by_fit, rows = (
+        telling(table.assign(status=[said.get(text, "failed") for text in table["status"]]))
+        for table in (comparison.by_fit, comparison.table)
+    )
+    for title, table, known in (
+        ("By fit", by_fit, FIT_COLUMNS), ("By parameter", rows, COLUMNS)
+    ):  # fmt: skip
+        meanings = {name: known[name] for name in table.columns if name in known}
+        made.append((title, _folded(table, title.replace(" ", "-")), meanings))
+    return made
 
 
-def _averages(data: Any, variables: list[str]) -> Figure:
-    """Ergodic averages of every scalar, with central-limit bands."""
-    posterior = arviz_bridge.group(data, "posterior")
-    labels = arviz_bridge.scalars(posterior[variables].isel(chain=0, draw=0, drop=True)).index
-    arrays = [posterior[v].transpose("chain", "draw", ...).values for v in variables]
-    draws = np.concatenate([a.reshape(*a.shape[:2], -1) for a in arrays], axis=2)
-    columns = min(4, len(labels))
-    rows = -(-len(labels) // columns)
-    figure = Figure(figsize=(3 * columns, 2.2 * rows), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    if draws.shape[1] < ergodic.LEAST:
-        return figure
-    average = ergodic.running_mean(draws)
-    for index, axes in enumerate(grid.flat):
-        if index >= len(labels):
-            axes.set_axis_off()
+def _graphs(parts: list[Part]) -> list[tuple[str, Graph]]:
+    made: dict[str, Graph] = {}
+    for part in parts:
+        if part.fit is None:
             continue
-        axes.plot(average.draws, average.mean[:, index])
-        axes.fill_between(
-            average.draws, average.lower[:, index], average.upper[:, index], alpha=0.25
+        model = part.fit.model
+        name = getattr(model, "__name__", type(model).__name__)
+        graph = None if name in made else graph_of(part.fit.program)
+        if graph is not None:
+            made[name] = graph
+    return list(made.items())
+
+
+def _section(index: int, part: Part, *, alone: bool) -> dict[str, Any]:
+    figures = [_shown(group) for group in groups(part)]
+    table = part.table
+    first = None
+    if len(table) > _ROWS:
+        first = _rows(worst_first(table).head(_FIRST).reset_index(names="parameter"))
+    attributes = arviz_bridge.attributes(part.data)
+    settings, seconds, others = {}, {}, {}
+    for key, value in attributes.items():
+        if key in ("elbo_trace", "warnings"):
+            continue
+        name = str(key)
+        if name.startswith("setting_"):
+            settings[name.removeprefix("setting_")] = value
+        elif name.startswith("seconds_"):
+            seconds[name.removeprefix("seconds_")] = f"{value:.3g} s"
+        else:
+            others[name] = value
+    return {
+        "id": f"fit-{index}",
+        "name": part.name,
+        "findings": [] if alone else [_told(part.name, finding) for finding in part.findings],
+        "first": first,
+        "table": _folded(table.reset_index(names="parameter"), f"parameters-{index}"),
+        "capped": len(table) if len(table) >= MOST else 0,
+        "which": part.which,
+        "groups": figures,
+        "undrawn": part.undrawn,
+        "attributes": [("Settings", settings), ("Times", seconds), ("The run", others)],
+    }
+
+
+def _shown(group: Group) -> dict[str, Any]:
+    table = None if group.table is None else _rows(group.table)
+    return {**group._asdict(), "table": table}
+
+
+def _machine() -> dict[str, Any]:
+    """Where and with what the report was written."""
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = importlib.metadata.version(library)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return {
+        "processor": f"{_processor()}, {os.cpu_count()} logical cores",
+        "GPU": gpu,
+        "Python": platform.python_version(),
+        **versions,
+    }
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        for line in info.read_text(encoding="utf-8", errors="replace").splitlines():
+            if line.lower().startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+# -- tables ----------------------------------------------------------------------------------------
+
+
+def _folded(table: pd.DataFrame, name: str) -> Markup:
+    """The table, searchable where it is long, behind a fold where it is longer."""
+    html = _rows(table, name)
+    if len(table) > _SEARCHED:
+        html = Markup(
+            '<p class="search" data-for="{0}" hidden><label>Filter rows <input type="search" '
+            'autocomplete="off" spellcheck="false"></label> <output aria-live="polite"></output>'
+            "</p>{1}"
+        ).format(name, html)
+    if len(table) > _ROWS:
+        html = Markup("<details><summary>All {} rows</summary>{}</details>").format(
+            len(table), html
         )
-        # the first averages are of a few draws: leave the scale to the rest
-        tail = slice(len(average.draws) // 10, None)
-        axes.set_ylim(average.lower[tail, index].min(), average.upper[tail, index].max())
-        axes.set_title(labels[index], fontsize=9)
-        axes.set_xlabel("draws per chain", fontsize=8)
-    return figure
+    return html
 
 
-def _elbo(trace: Sequence[float]) -> Figure:
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.subplots()
-    axes.plot(np.arange(1, len(trace) + 1), trace)
-    axes.set_xlabel("look at the ELBO")
-    axes.set_ylabel("ELBO (nats)")
-    return figure
-
-
-def _picture(figure: Figure, caption: str) -> Picture:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", bbox_inches="tight")
-    figure.clear()
-    return Picture(base64.b64encode(buffer.getvalue()).decode("ascii"), caption, caption)
-
-
-def _folded(table: pd.DataFrame) -> str:
-    """The table; where it is long its first rows, and the whole behind a fold."""
-    if len(table) <= _ROWS:
-        return Markup(_html(table))
-    more = f"<details><summary>All {len(table)} rows</summary>{_html(table)}</details>"
-    return Markup(_html(table.head(_ROWS)) + more)
-
-
-def _html(table: pd.DataFrame) -> str:
+def _rows(table: pd.DataFrame, name: str = "") -> Markup:
     from inference.compare import cell
 
     def row(values: Any, tag: str) -> str:
-        texts = ("engine", "parameter", "kind")
         cells = []
         for column, value in zip(table.columns, values, strict=True):
-            kind = "status" if column == "status" else "text" if column in texts else ""
-            text = str(value) if tag == "th" else cell(str(column), value)
-            cells.append(f'<{tag} class="{kind}">{escape(text)}</{tag}>')
+            kind = "status" if column in ("status", "meaning") else ""
+            kind = kind or ("text" if column in _TEXTS else "")
+            text = str(value).replace("_", " ") if tag == "th" else cell(str(column), value)
+            scope = ' scope="col"' if tag == "th" else ""
+            cells.append(f'<{tag}{scope} class="{kind}">{escape(text)}</{tag}>')
         return f"<tr>{''.join(cells)}</tr>"
 
     body = "\n".join(row(values, "td") for values in table.itertuples(index=False, name=None))
-    return f"<table><thead>{row(table.columns, 'th')}</thead>\n<tbody>{body}</tbody></table>"
+    ident = f' id="{escape(name)}"' if name else ""
+    label = escape(name.replace("-", " ") or "table")
+    return Markup(
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{label}"><table{ident}>'
+        f"<thead>{row(table.columns, 'th')}</thead>\n<tbody>{body}</tbody></table></div>"
+    )

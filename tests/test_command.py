@@ -60,7 +60,7 @@ def test_report_of_a_file_of_another_library(tmp_path):
     assert result.exit_code == 0, result.output
     html = (tmp_path / "some.html").read_text()
     assert "Rank plots" in html
-    assert "http" not in html.split("base64,")[0]
+    assert "://" not in html.split("base64,")[0]
 
 
 def test_a_point_is_reported_and_not_judged(tmp_path):

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from case_studies import oring
 from case_studies.__main__ import studies
-from inference import EM, MH, NUTS, SVI, arviz_bridge, compare, fit, storage
+from inference import EM, MH, NUTS, SVI, arviz_bridge, compare, storage
 from inference.compare import COLUMNS
 from ppl_models import EngineError, ORing
 
@@ -81,22 +81,6 @@ def test_saved_folder_holds_table_draws_and_report(comparison, tmp_path):
     assert list(table["engine"]) == ["nuts", "svi", "em"]
     posterior = arviz_bridge.group(arviz_bridge.load(tmp_path / "out" / "nuts.nc"), "posterior")
     np.testing.assert_array_equal(posterior["mu"], comparison.fits["nuts"].posterior.draws["mu"])
-
-
-def test_report_is_self_contained_and_says_what_was_found(comparison, tmp_path):
-    html = comparison.report(tmp_path / "report.html").read_text()
-    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", html)
-    assert "<script" not in html
-    images = re.findall(r"<img [^>]*>", html)
-    assert len(images) >= 5
-    assert all(re.search(r'alt="[^"]+"', image) for image in images)
-    assert "EM needs HasEM" in html
-    assert "Running means" in html
-
-
-def test_report_of_a_single_fit(tmp_path):
-    path = fit(ORing(), None, EM()).report(tmp_path / "em.html")
-    assert "Nothing was found" in path.read_text()
 
 
 def test_failed_write_leaves_the_old_file_and_no_other(tmp_path):
