@@ -137,7 +137,10 @@ BY_MOMENTS = {
     "gibbs draws its blocks from the same numbers": (
         "gibbs-conjugate",
         Sabotage(
-            Gibbs, "run", "noise.fold(1, draw, sweep, position)", "noise.fold(1, draw, sweep)"
+            Gibbs,
+            "run",
+            "noise.fold(1, at.sweeps, sweep, position)",
+            "noise.fold(1, at.sweeps, sweep)",
         ),
     ),
     "a conditional has a degree of freedom too few": (
