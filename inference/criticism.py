@@ -238,8 +238,8 @@ def loo_pit(fit: Fit, site: str | None = None, *, seed: int | None = None) -> Pi
 
     PIT_i = P(y' < y_i | y_-i) + u P(y' = y_i | y_-i), u uniform on (0, 1): randomised, so that the
     values of discrete data are uniform too under a right model; for continuous data u plays no
-    part. ``y'`` are replications weighted as in ``loo``, discrete sites of single rows drawn anew. Too small a predictive sd gives too many
-    values near 0 and 1, too large a one too few.
+    part. ``y'`` are replications weighted as in ``loo``, discrete sites of single rows drawn anew.
+    Too small a predictive sd gives too many values near 0 and 1, too large a one too few.
 
     Args:
         fit: with draws.

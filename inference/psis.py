@@ -45,7 +45,8 @@ def smooth(log_ratios: np.ndarray) -> Smoothed:
         elif excess[-1] <= _EQUAL:
             k_hat = -np.inf  # equal weights have no tail
     logs = logs - logsumexp(logs)
-    return Smoothed(logs, float(k_hat), float(np.exp(-logsumexp(2 * logs))))
+    size = float(np.reciprocal(np.square(np.exp(logs)).sum()))
+    return Smoothed(logs, float(k_hat), size)
 
 
 def threshold(draws: int) -> float:

@@ -1,10 +1,11 @@
 """Models: Pyro programs with the closed forms they have to offer.
 
 Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``HasEM``,
-``HasMeanField``, ``HasConditionals`` and ``HasGuide`` are the capabilities that engines ask for.
+``HasMeanField``, ``HasConditionals``, ``HasGuide`` and ``HasRows`` are the capabilities that
+engines ask for.
 """
 
-from ppl_models.base import HasConditionals, HasEM, HasGuide, HasMeanField, Model
+from ppl_models.base import HasConditionals, HasEM, HasGuide, HasMeanField, HasRows, Model
 from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
 from ppl_models.gmm import GaussianMixture
 from ppl_models.lda import LatentDirichletAllocation
@@ -27,6 +28,7 @@ __all__ = [
     "HasEM",
     "HasGuide",
     "HasMeanField",
+    "HasRows",
     "LatentDirichletAllocation",
     "LogisticRegression",
     "MixturePPCA",

@@ -1,8 +1,8 @@
 """What a model is: a Pyro program, plus the capabilities it may offer beyond its program.
 
 A model is an ordinary Pyro program in ``forward``, with data as keyword arguments. Engines ask for
-a capability by its class (``HasEM``, ``HasMeanField``, ``HasConditionals``, ``HasGuide``), never by
-``hasattr``.
+a capability by its class (``HasEM``, ``HasMeanField``, ``HasConditionals``, ``HasGuide``,
+``HasRows``), never by ``hasattr``.
 """
 
 from __future__ import annotations
@@ -180,3 +180,33 @@ class HasGuide(Model):
     @abstractmethod
     def guide(self, **data: Any) -> None:
         """The guide program; its sample sites are the latent sites of ``forward``."""
+
+
+class HasRows(HasGuide):
+    """Rows that are independent given the weights: p(x, z) = prod_i p(x_i, z_i), and so for q.
+
+    Minibatches of rows train the weights of program and guide. Both sample in one ``pyro.plate``
+    over the rows at ``dim=-1``, work for any number of rows, and for a plate further out, at
+    ``dim=-2``, which repeats every site: values are then (particles, rows, *event). A program
+    without latent sites is fitted by maximum likelihood, and needs no guide.
+    """
+
+    def guide(self, **data: Any) -> None:
+        """The guide program; it samples nothing where the program has no latent sites."""
+
+    def rows(self, data: Data) -> int:
+        """How many rows the data have: the length of the first tensor."""
+        return next(len(value) for value in data.values() if isinstance(value, Tensor))
+
+    def take(self, data: Data, rows: Tensor) -> Data:
+        """Some of the rows (B,): of every tensor that has as many as the data."""
+        number = self.rows(data)
+
+        def some(value: Any) -> Any:
+            return value[rows] if isinstance(value, Tensor) and len(value) == number else value
+
+        return {name: some(value) for name, value in data.items()}
+
+    def refreshed(self, data: Data) -> Data:
+        """A minibatch as a step of training sees it, such as binarised anew; drawn by torch."""
+        return data
