@@ -6,7 +6,6 @@ from inference.compare import Comparison, compare
 from inference.couplings import Coupling, couple_finite, coupling
 from inference.criticism import loo, loo_pit, predictive_checks, prior_predictive
 from inference.diagnostics import diagnose
-from inference.distances import sliced_wasserstein
 from inference.em import EM
 from inference.engine import Engine, Posterior
 from inference.finding import Finding
@@ -25,6 +24,7 @@ from inference.stopping import Until
 from inference.svi import SVI
 from inference.target import Target
 from inference.thermodynamic import Thermodynamic
+from inference.two_samples import classifier_test, mmd, mode_coverage, sliced_wasserstein
 
 __version__ = "0.1.0"
 __all__ = [
@@ -53,6 +53,7 @@ __all__ = [
     "Target",
     "Thermodynamic",
     "Until",
+    "classifier_test",
     "compare",
     "couple_finite",
     "coupling",
@@ -62,6 +63,8 @@ __all__ = [
     "ksd",
     "loo",
     "loo_pit",
+    "mmd",
+    "mode_coverage",
     "predictive_checks",
     "prior_predictive",
     "sbc",

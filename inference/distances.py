@@ -1,10 +1,7 @@
 """How far the draws of fits are from the posterior, with as many draws of each fit.
 
 The kernel Stein discrepancy needs no reference (``stein``); the sliced Wasserstein distance is one
-to reference draws: the mean over directions of the squared distance W_2 between projections, which
-in one dimension are matched by sorting (Bonneel, Rabin, Peyre & Pfister 2015, J. Math. Imaging
-Vis. 51:22-45). Directions are rows of random orthogonal matrices, which lessens their variance
-(Rowland et al. 2019, AISTATS).
+to reference draws (``two_samples``).
 """
 
 from __future__ import annotations
@@ -22,52 +19,13 @@ from inference.program import isolated
 from inference.references import Reference, scalar_draws
 from inference.stein import ksd
 from inference.target import Target
+from inference.two_samples import evenly, sliced_wasserstein
 from ppl_models.errors import EngineError
 
 _LEAST = 100  # draws; fits with fewer are not judged
 _STEIN_DRAWS = 500
 _SLICED_DRAWS = 2000
 _STEIN_DIM = 1000  # dimensions, above which the discrepancy is not worth its cost
-_PROJECTIONS = 128
-
-
-def sliced_wasserstein(
-    x: np.ndarray, y: np.ndarray, *, projections: int = _PROJECTIONS, seed: int = 0
-) -> float:
-    """The sliced 2-Wasserstein distance between two sets of draws.
-
-    SW^2 = E_u W_2^2(u.x, u.y), u uniform on the unit sphere. Of normals with equal covariances and
-    means d apart it is |d| / sqrt(D); of n exact draws of one law, about 1 / sqrt(n) sds.
-
-    Args:
-        x, y: draws (n, D) and (m, D). The larger set is thinned evenly to the size of the smaller.
-        projections: how many directions, at least; whole orthogonal bases are taken up to D.
-        seed: of the directions.
-
-    Raises:
-        EngineError: the shapes do not fit, or there are no draws.
-
-    Example:
-        >>> import numpy as np
-        >>> x = np.random.default_rng(1).normal(size=(500, 4))
-        >>> round(sliced_wasserstein(x, x + np.array([3.0, 0.0, 0.0, 0.0])), 6)
-        1.5
-    """
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1] or 0 in (*x.shape, *y.shape):
-        raise EngineError(f"draws have shapes {x.shape} and {y.shape}; give (n, D) and (m, D)")
-    number = min(len(x), len(y))
-    x, y = x[evenly(len(x), number)], y[evenly(len(y), number)]
-    dim = x.shape[1]
-    generator = np.random.default_rng(seed)
-    total, count = 0.0, 0
-    while count < projections:
-        basis = np.linalg.qr(generator.normal(size=(dim, min(dim, projections))))[0]  # (D, k)
-        gap = np.sort(x @ basis, axis=0) - np.sort(y @ basis, axis=0)
-        total += float(np.square(gap).mean(0).sum())
-        count += basis.shape[1]
-        if dim == 1:
-            break
-    return float(np.sqrt(total / count))
 
 
 def sliced_distances(fits: Mapping[str, Fit], reference: Reference) -> dict[str, float]:
@@ -125,11 +83,6 @@ def stein_discrepancies(fits: Mapping[str, Fit]) -> dict[str, float]:
         except EngineError:  # a draw where the density has no score
             continue
     return found
-
-
-def evenly(size: int, number: int) -> np.ndarray:
-    """The places of ``number`` of ``size`` things, evenly spread."""
-    return np.linspace(0, size - 1, number).round().astype(int)
 
 
 def _drawn(fits: Mapping[str, Fit]) -> dict[str, Fit]:
