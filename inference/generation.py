@@ -20,9 +20,10 @@ from torch import Tensor
 from torchdiffeq import odeint
 
 from inference.progress import bar
-from ppl_models.diffusion import Diffusion, Steps
+from ppl_models.diffusion import Diffusion
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
+from ppl_models.schedules import Steps
 
 _EXACT_UP_TO = 32  # dimensions whose divergence is summed exactly
 

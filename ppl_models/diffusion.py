@@ -12,6 +12,7 @@ noising chain run backwards, which has no weights. Sohl-Dickstein, Weiss, Mahesw
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any, Literal, NamedTuple
 
@@ -20,27 +21,19 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from ppl_models import diffusion_checks as checks
 from ppl_models import schedules
-from ppl_models.base import Data, HasGuide
-from ppl_models.data import as_fields, finite
+from ppl_models.base import Data, HasRows, Params
 from ppl_models.discretised import DiscretisedNormal
-from ppl_models.errors import DataError, ModelError
+from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
+from ppl_models.schedules import Steps
 
 Parameterisation = Literal["noise", "data", "velocity"]
 Variance = Literal["fixed_small", "fixed_large", "learned"]
-Values = Literal["continuous", "8-bit"]
+Values = Literal["continuous", "8-bit"] | int
 
-
-class Steps(NamedTuple):
-    """What the schedule makes of each t = 1, ..., T."""
-
-    beta: Tensor  # (T,)
-    signal: Tensor  # (T,): a_t
-    noise: Tensor  # (T,): s_t
-    to_data: Tensor  # (T,): the weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)
-    to_noisy: Tensor  # (T,): the weight of x_t
-    variance: Tensor  # (T,): that of q(x_{t-1} | x_t, x_0); 0 at t = 1
+_LAST = 0.01  # nats per number of a row, above which L_T is told of
 
 
 class Terms(NamedTuple):
@@ -56,8 +49,11 @@ class Terms(NamedTuple):
         return self.last + self.steps.sum(-1) + self.data
 
 
-class Diffusion(HasGuide):
-    """Denoising diffusion over rows of any shape, trained by ``SVI()``.
+class Diffusion(HasRows):
+    """Denoising diffusion over rows of any shape, trained by ``SVI(objective=Denoising())``.
+
+    With data ``{"x": x, "seen": mask}`` the program is that of the numbers seen alone, and engines
+    that need no guide draw x_1, ..., x_T given them; ``fit.predict()`` then fills in the rest.
 
     Args:
         denoiser: a module called with x_t (B, *shape) and t / T (B,), returning (B, *shape); with
@@ -70,8 +66,8 @@ class Diffusion(HasGuide):
         variance: of p(x_{t-1} | x_t): that of q(x_{t-1} | x_t, x_0) ("fixed_small"), beta_t
             ("fixed_large"), or between the two on the log scale, by the denoiser ("learned"; Nichol
             & Dhariwal 2021). At t = 1, where the first is zero, that of t = 2.
-        values: "continuous", or "8-bit": numbers -1, -1 + 2/255, ..., 1, with the probability that
-            the Gaussian gives to the interval of each.
+        values: "continuous"; or so many levels, the numbers -1, -1 + 2/(levels - 1), ..., 1, with
+            the probability that the Gaussian gives to the interval of each: "8-bit" is 256.
 
     Raises ``ModelError`` for settings out of range.
     """
@@ -93,44 +89,58 @@ class Diffusion(HasGuide):
         for name, value, legal in (
             ("parameterisation", parameterisation, ("noise", "data", "velocity")),
             ("variance", variance, ("fixed_small", "fixed_large", "learned")),
-            ("values", values, ("continuous", "8-bit")),
         ):
             if value not in legal:
                 text = ", ".join(repr(choice) for choice in legal)
                 raise ModelError(f"{name}={value!r}: choose one of {text}")
+        levels = {"continuous": None, "8-bit": 256}.get(values, values)  # type: ignore[arg-type]
+        if levels is not None and not (isinstance(levels, int) and levels >= 2):
+            raise ModelError(
+                f"values={values!r}: choose 'continuous', '8-bit', or a number of levels"
+            )
         self.denoiser, self.shape, self.steps = denoiser, tuple(shape), steps
         self.schedule = schedules.schedule(schedule, steps)
-        self.parameterisation, self.variance, self.values = parameterisation, variance, values
+        self.parameterisation, self.variance, self.levels = parameterisation, variance, levels
 
     def prepare(self, data: Any) -> Data:
-        """``x`` (N, *shape) from an array or a mapping with x.
+        """``x`` (N, *shape) from an array or a mapping with x, and ``seen`` if there is one.
 
-        Raises ``DataError`` for another shape, values that are missing or infinite, and with
-        ``values="8-bit"`` for values that are not among the 256.
+        ``seen`` is a mask of the same shape, or of one that broadcasts to it; what it leaves out of
+        x may be anything.
+
+        Raises ``DataError`` for another shape, values that are missing or infinite, and with levels
+        for values that are not among them; ``ModelError`` for a denoiser that does not fit.
         """
-        fields = as_fields(data if isinstance(data, dict) else {"x": data})
-        if fields.keys() != {"x"} or not isinstance(fields["x"], Tensor):
-            raise DataError("give an array of rows, or a mapping with x alone")
-        x = fields["x"]
-        if x.shape[1:] != self.shape or not len(x):
-            raise DataError(
-                f"x: has shape {tuple(x.shape)}; give at least one row of {self.shape}: "
-                f"(N, {', '.join(map(str, self.shape))})"
-            )
-        x = finite("x", x if x.is_floating_point() else x.double())
-        if self.values == "8-bit":
-            level = (x + 1) * 127.5
-            if bool((level - level.round()).abs().max() > 1e-2) or bool(x.abs().max() > 1 + 1e-6):
-                raise DataError(
-                    "x: values='8-bit' needs numbers -1, -1 + 2/255, ..., 1; give "
-                    "pixels / 127.5 - 1"
-                )
-        return {"x": x}
+        fields = checks.rows(data, self.shape, self.levels)
+        checks.fits(self.denoiser, self.shape, learned=self.variance == "learned")
+        return fields
+
+    def findings(self, data: Data, draws: Params) -> list[str]:
+        """Whether the schedule leaves more than noise of these data: L_T, which should be small."""
+        if "seen" in data:
+            return []
+        with torch.no_grad():
+            last = float(self.prior_term(data["x"], self.table(data["x"])).mean())
+        if last <= _LAST * math.prod(self.shape):
+            return []
+        return [
+            f"the schedule does not reach noise: L_T is {last:.3g} nats per row, and draws begin "
+            "at noise; centre the data and divide them by their sd, or give a schedule that adds "
+            "more noise, such as 'cosine'"
+        ]
+
+    def get_extra_state(self) -> Tensor:
+        """The settings, kept with the weights: the text of a JSON object as bytes."""
+        return torch.tensor(list(json.dumps(self._settings()).encode()), dtype=torch.uint8)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Compare the settings. Raises ``ModelError`` where the weights are of another model."""
+        checks.same_settings(json.loads(bytes(state.tolist()).decode()), self._settings())
 
     # -- the program and its guide -----------------------------------------------------------------
 
-    def forward(self, x: Tensor) -> None:  # type: ignore[override]
-        """Sites x_T, ..., x_1, each (N, *shape), and x observed."""
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> None:  # type: ignore[override]
+        """Sites x_T, ..., x_1, each (N, *shape), and x observed, where it is seen."""
         steps, event = self.table(x), len(self.shape)
         with pyro.plate("rows", len(x), dim=-1):
             origin = x.new_zeros(len(x), *self.shape)
@@ -141,10 +151,15 @@ class Diffusion(HasGuide):
                 )
                 law = dist.Normal(mean, variance.sqrt()).to_event(event)
                 above = pyro.sample(f"x_{t - 1}", law)
-            pyro.sample("x", self.likelihood(above, steps), obs=x)
+            pyro.sample("x", self.likelihood(above, steps, seen), obs=x)
 
-    def guide(self, x: Tensor) -> None:  # type: ignore[override]
+    def guide(self, x: Tensor, seen: Tensor | None = None) -> None:  # type: ignore[override]
         """q(x_T | x), then q(x_{t-1} | x_t, x): exact draws of the noising chain."""
+        if seen is not None:
+            raise ModelError(
+                "the guide of a diffusion needs whole rows; draw what is hidden by TwistedSMC() or "
+                "by a Markov chain such as NUTS()"
+            )
         steps, event = self.table(x), len(self.shape)
         with pyro.plate("rows", len(x), dim=-1):
             law = dist.Normal(steps.signal[-1] * x, steps.noise[-1]).to_event(event)
@@ -158,20 +173,7 @@ class Diffusion(HasGuide):
 
     def table(self, like: Tensor) -> Steps:
         """The constants of every step, with the dtype and on the device of ``like``."""
-        beta = self.schedule.betas(self.steps).double()
-        kept = torch.log1p(-beta).cumsum(0)  # log a_t^2
-        before = torch.cat([kept.new_zeros(1), kept[:-1]])
-        noise = -torch.expm1(kept)  # s_t^2
-        noise_before = -torch.expm1(before)
-        parts = Steps(
-            beta,
-            (0.5 * kept).exp(),
-            noise.sqrt(),
-            (0.5 * before).exp() * beta / noise,
-            (1 - beta).sqrt() * noise_before / noise,
-            noise_before / noise * beta,
-        )
-        return Steps(*(part.to(like) for part in parts))
+        return self.schedule.table(self.steps, like)
 
     def predict(
         self, x: Tensor, time: Tensor, signal: Tensor, noise: Tensor
@@ -179,41 +181,46 @@ class Diffusion(HasGuide):
         """The denoiser's guess of x_0, and v in (0, 1) where the variance is learned.
 
         Args:
-            x: x_t, (B, *shape).
+            x: x_t, (..., B, *shape).
             time: t / T, (B,).
             signal: a_t, to multiply rows with: (B, 1, ..., 1) or ().
             noise: s_t, likewise.
         """
-        out, share = self.denoiser(x, time), None
+        lead = x.shape[: x.dim() - len(self.shape)]
+        out = self.denoiser(x.reshape(-1, *self.shape), time.expand(lead).reshape(-1))
+        share = None
         if self.variance == "learned":
             out, share = out.chunk(2, dim=1)
-            share = share.sigmoid()
+            share = share.reshape(x.shape).sigmoid()
+        out = out.reshape(x.shape)
         if self.parameterisation == "data":
             return out, share
         if self.parameterisation == "noise":
             return (x - noise * out) / signal, share
         return signal * x - noise * out, share
 
-    def reverse(self, x: Tensor, t: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
-        """Mean and variance of p(x_{t-1} | x_t): x (B, *shape), t (B,) of 1, ..., T."""
+    def denoised(self, x: Tensor, t: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
+        """The guess of x_0, and the variance of p(x_{t-1} | x_t): x (..., B, *shape), t (B,)."""
         signal, noise = self._at(steps.signal, t), self._at(steps.noise, t)
         guess, share = self.predict(x, t.to(x) / self.steps, signal, noise)
-        mean = self._at(steps.to_data, t) * guess + self._at(steps.to_noisy, t) * x
-        large = self._at(steps.beta, t)
-        small = self._at(torch.cat([steps.variance[1:2], steps.variance[1:]]), t)
+        large, small = self._at(steps.beta, t), self._small(t, steps)
         if self.variance == "fixed_large":
-            return mean, large.expand_as(mean)
+            return guess, large.expand_as(x)
         if share is None:
-            return mean, small.expand_as(mean)
-        return mean, (share * large.log() + (1 - share) * small.log()).exp()
+            return guess, small.expand_as(x)
+        return guess, (share * large.log() + (1 - share) * small.log()).exp()
 
-    def likelihood(self, x: Tensor, steps: Steps) -> Any:
-        """p(x_0 | x_1), a distribution over rows: x is x_1, (N, *shape)."""
-        mean, variance = self.reverse(
-            x, torch.ones(len(x), dtype=torch.int64, device=x.device), steps
-        )
-        law = DiscretisedNormal if self.values == "8-bit" else dist.Normal
-        return law(mean, variance.sqrt()).to_event(len(self.shape))
+    def reverse(self, x: Tensor, t: Tensor, steps: Steps) -> tuple[Tensor, Tensor]:
+        """Mean and variance of p(x_{t-1} | x_t): x (..., B, *shape), t (B,) of 1, ..., T."""
+        guess, variance = self.denoised(x, t, steps)
+        return self._at(steps.to_data, t) * guess + self._at(steps.to_noisy, t) * x, variance
+
+    def likelihood(self, x: Tensor, steps: Steps, seen: Tensor | None = None) -> Any:
+        """p(x_0 | x_1), a distribution over rows, of what is seen: x is x_1, (..., N, *shape)."""
+        first = torch.ones(x.shape[-1 - len(self.shape)], dtype=torch.int64, device=x.device)
+        mean, variance = self.reverse(x, first, steps)
+        law = self._law(mean, variance.sqrt())
+        return (law if seen is None else law.mask(seen)).to_event(len(self.shape))
 
     # -- the bound ---------------------------------------------------------------------------------
 
@@ -238,21 +245,33 @@ class Diffusion(HasGuide):
             normal: n, (B, *shape).
             steps: ``table(x)``.
         """
-        above = self.noised(x, t, normal, steps)
-        mean, variance = self.reverse(above, t, steps)
-        exact = self._at(steps.to_data, t) * x + self._at(steps.to_noisy, t) * above
-        first = t == 1
-        # q(x_0 | x_1, x_0) is a point, whose divergence is not used: any positive variance will do
-        own = torch.where(self._like(first, x), variance, self._at(steps.variance, t))
-        ratio = own / variance
-        gap = (exact - mean).square() / variance
-        divergence = 0.5 * (gap + ratio - 1 - ratio.log()).flatten(1).sum(-1)
-        if not bool(first.any()):
-            return divergence
-        law = DiscretisedNormal if self.values == "8-bit" else dist.Normal
-        # away from t = 1 the density is not used: any finite value will do
-        log_p = law(torch.where(self._like(first, x), mean, x), variance.sqrt()).log_prob(x)
-        return torch.where(first, -log_p.flatten(1).sum(-1), divergence)
+        guess, variance = self.denoised(self.noised(x, t, normal, steps), t, steps)
+        return self.divergence(x, t, guess, variance, steps)
+
+    def divergence(
+        self, x: Tensor, t: Tensor, guess: Tensor, variance: Tensor, steps: Steps
+    ) -> Tensor:
+        """``term`` as a function of what ``denoised`` gives, (B, *shape) each."""
+        first = self._like(t == 1, x)
+        # at t = 1 the weight of x_0 is 1, so that the first of these serves the likelihood, too
+        gap = (self._at(steps.to_data, t) * (x - guess)).square() / variance
+        ratio = self._small(t, steps) / variance
+        divergence = 0.5 * (gap + ratio - 1 - ratio.log())
+        if self.levels is None:
+            loss = 0.5 * (gap + variance.log() + math.log(2 * math.pi))
+        else:
+            # away from t = 1 the probability is not used: that of a value near will do
+            loss = -self._law(torch.where(first, guess, x), variance.sqrt()).log_prob(x)
+        return torch.where(first, loss, divergence).flatten(1).sum(-1)
+
+    def error(self, x: Tensor, t: Tensor, guess: Tensor, steps: Steps) -> Tensor:
+        """The squared error of what the denoiser predicts, by that of its guess of x_0: (B,)."""
+        weight = {
+            "data": torch.ones_like(steps.noise),
+            "noise": (steps.signal / steps.noise).square(),
+            "velocity": steps.noise.square().reciprocal(),
+        }[self.parameterisation]
+        return (self._at(weight, t) * (x - guess).square()).flatten(1).sum(-1)
 
     @torch.no_grad()
     def bound(self, x: Tensor, noise: Noise) -> Terms:
@@ -271,7 +290,7 @@ class Diffusion(HasGuide):
     def bits_per_dimension(self, nats: Tensor) -> Tensor:
         """Nats per row as bits per number of the row.
 
-        With ``values="8-bit"`` of pixels; else of a density on the scale of x.
+        With levels, of a probability; else of a density on the scale of x.
         """
         return nats / (math.prod(self.shape) * math.log(2))
 
@@ -281,3 +300,17 @@ class Diffusion(HasGuide):
 
     def _like(self, mask: Tensor, x: Tensor) -> Tensor:
         return mask.reshape(-1, *[1] * (x.dim() - 1))
+
+    def _small(self, t: Tensor, steps: Steps) -> Tensor:
+        """The variance of q(x_{t-1} | x_t, x_0), at t = 1 that of t = 2: (B, 1, ..., 1)."""
+        return self._at(torch.cat([steps.variance[1:2], steps.variance[1:]]), t)
+
+    def _law(self, loc: Tensor, scale: Tensor) -> Any:
+        if self.levels is None:
+            return dist.Normal(loc, scale)
+        return DiscretisedNormal(loc, scale, self.levels)
+
+    def _settings(self) -> dict[str, Any]:
+        names = ("steps", "parameterisation", "variance", "levels")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"schedule": repr(self.schedule), "shape": list(self.shape)}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -20,12 +20,40 @@ from ppl_models.errors import ModelError
 Name = Literal["linear", "cosine", "learned"]
 
 
+class Steps(NamedTuple):
+    """What a schedule makes of each t = 1, ..., T."""
+
+    beta: Tensor  # (T,)
+    signal: Tensor  # (T,): a_t
+    noise: Tensor  # (T,): s_t
+    to_data: Tensor  # (T,): the weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)
+    to_noisy: Tensor  # (T,): the weight of x_t
+    variance: Tensor  # (T,): that of q(x_{t-1} | x_t, x_0); 0 at t = 1
+
+
 class Schedule(nn.Module, ABC):
     """The variances of the forward chain."""
 
     @abstractmethod
     def betas(self, steps: int) -> Tensor:
         """beta_1, ..., beta_T, each in (0, 1): (T,)."""
+
+    def table(self, steps: int, like: Tensor) -> Steps:
+        """The constants of every step, with the dtype and on the device of ``like``."""
+        beta = self.betas(steps).double()
+        kept = torch.log1p(-beta).cumsum(0)  # log a_t^2
+        before = torch.cat([kept.new_zeros(1), kept[:-1]])
+        noise = -torch.expm1(kept)  # s_t^2
+        noise_before = -torch.expm1(before)
+        parts = Steps(
+            beta,
+            (0.5 * kept).exp(),
+            noise.sqrt(),
+            (0.5 * before).exp() * beta / noise,
+            (1 - beta).sqrt() * noise_before / noise,
+            noise_before / noise * beta,
+        )
+        return Steps(*(part.to(like) for part in parts))
 
 
 class Linear(Schedule):
@@ -40,6 +68,9 @@ class Linear(Schedule):
         if not 0 < low <= high < 1:
             raise ModelError(f"Linear(low={low!r}, high={high!r}): give 0 < low <= high < 1")
         self.low, self.high = low, high
+
+    def extra_repr(self) -> str:
+        return f"low={self.low}, high={self.high}"
 
     def betas(self, steps: int) -> Tensor:
         middle = (torch.arange(steps, dtype=torch.float64) + 0.5) / steps

@@ -240,6 +240,78 @@ def test_eight_bit_rows_are_bounded_in_bits():
         model.prepare(x + 1e-3)
 
 
+def test_any_number_of_levels_makes_probabilities():
+    model = Diffusion(MLPDenoiser(2), (2,), steps=5, values=17).double()
+    x = torch.randint(0, 17, (6, 2)).double() / 8 - 1
+    assert (model.bound(model.prepare(x)["x"], Noise.seeded(0, 1)).data > 0).all()
+    with pytest.raises(DataError, match=r"17 levels.*pixels / 8 - 1"):
+        model.prepare(x + 0.01)
+    with pytest.raises(ModelError, match="values='7-bit'"):
+        Diffusion(MLPDenoiser(2), (2,), values="7-bit")  # type: ignore[arg-type]
+
+
+def test_what_is_not_seen_does_not_count():
+    model = Diffusion(MLPDenoiser(2, 8, 1), (2,), steps=3).double()
+    seen = torch.tensor([True, False])
+    nan = float("nan")
+    fields = model.prepare({"x": [[0.5, nan], [-0.5, 7.0]], "seen": seen})
+    assert bool(torch.isfinite(fields["x"]).all())
+    values = {f"x_{t}": torch.full((2, 2), 0.1 * t, dtype=torch.float64) for t in (1, 2, 3)}
+    trace = pyro.poutine.trace(pyro.poutine.condition(model, values)).get_trace(**fields)
+    law = model.likelihood(values["x_1"], model.table(values["x_1"]))
+    expected = law.base_dist.log_prob(fields["x"])[:, 0]
+    torch.testing.assert_close(trace.nodes["x"]["fn"].log_prob(fields["x"]), expected)
+    with pytest.raises(DataError, match="row 1 is missing"):
+        model.prepare({"x": [[0.5, nan], [nan, 7.0]], "seen": seen})
+    with pytest.raises(ModelError, match="the guide of a diffusion needs whole rows"):
+        model.guide(**fields)
+
+
+def test_a_plate_of_particles_repeats_the_chain():
+    model = Diffusion(MLPDenoiser(4, 8, 1), (2, 1, 2), steps=3).double()
+    net = nn.Module()
+    net.flat, net.forward = MLPDenoiser(4, 8, 1), None
+    net.forward = lambda x, time: net.flat(x.flatten(1), time).reshape(x.shape)  # type: ignore
+    model.denoiser = net.double()
+    x = torch.randn(5, 2, 1, 2, dtype=torch.float64)
+    with pyro.plate("particles", 3, dim=-2):
+        guide = pyro.poutine.trace(model.guide).get_trace(x=x)
+        program = pyro.poutine.trace(pyro.poutine.replay(model, trace=guide)).get_trace(x=x)
+    assert guide.nodes["x_2"]["value"].shape == (3, 5, 2, 1, 2)
+    for i in range(3):
+        values = {f"x_{t}": guide.nodes[f"x_{t}"]["value"][i] for t in (1, 2, 3)}
+        one = pyro.poutine.trace(pyro.poutine.condition(model, values)).get_trace(x=x)
+        for name in ("x", "x_1", "x_3"):
+            both = [trace.nodes[name] for trace in (one, program)]
+            alone, among = (node["fn"].log_prob(node["value"]) for node in both)
+            torch.testing.assert_close(alone, among[i])
+
+
+def test_weights_of_another_diffusion_are_refused():
+    def model(**options):
+        return Diffusion(MLPDenoiser(2, 8, 1), (2,), **{"steps": 6, **options})
+
+    kept = model().state_dict()
+    model().load_state_dict(kept)
+    with pytest.raises(ModelError, match=r"schedule=Cosine\(\), and this one has schedule=Linear"):
+        model(schedule="linear").load_state_dict(kept)
+    with pytest.raises(ModelError, match="steps=6, and this one has steps=7"):
+        model(steps=7).load_state_dict(kept)
+    own = model(schedule=schedules.Linear(high=0.03)).state_dict()
+    with pytest.raises(ModelError, match=r"high=0\.03.*high=0\.02"):
+        model(schedule="linear").load_state_dict(own)
+
+
+def test_a_schedule_that_does_not_reach_noise_is_told_of():
+    model = best(schedule=schedules.Linear(high=0.005))
+    (text,) = model.findings({"x": rows(100)}, {})
+    table = table_of(model)
+    last = table.signal[-1] ** 2 * float(rows(100).square().sum(-1).mean())
+    last = 0.5 * last + table.noise[-1] ** 2 - 1 - 2 * math.log(table.noise[-1])
+    assert f"L_T is {last:.3g} nats per row" in text
+    assert not best().findings({"x": rows(100)}, {})
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ModelError, match="steps=1"):
         best(steps=1)
@@ -249,6 +321,10 @@ def test_what_does_not_fit_is_refused():
         Diffusion(MLPDenoiser(2), (2,), parameterisation="score")  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="made for 5 steps, not 6"):
         best(schedule=schedules.Learned(5), steps=6).table(rows(1))
+    with pytest.raises(ModelError, match=r"the denoiser fails on rows of \(3,\)"):
+        Diffusion(MLPDenoiser(2), (3,)).prepare(torch.zeros(4, 3))
+    with pytest.raises(ModelError, match=r"gives \(2, 2\) .* a learned variance needs \(2, 4\)"):
+        Diffusion(MLPDenoiser(2), (2,), variance="learned").prepare(torch.zeros(4, 2))
     with pytest.raises(
         DataError, match=r"shape \(4, 3\).*rows of \(2,\)|give at least one row of \(2,\)"
     ):
