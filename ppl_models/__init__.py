@@ -16,10 +16,13 @@ from ppl_models.noise import Noise
 from ppl_models.oring import ORing
 from ppl_models.ppca import PPCA
 from ppl_models.priors import CoefficientPrior, FlatPrior, NormalPrior, RobertCasella
+from ppl_models.vae import VAE, ConditionalVAE
 
 __all__ = [
     "PPCA",
+    "VAE",
     "CoefficientPrior",
+    "ConditionalVAE",
     "DataError",
     "EngineError",
     "FlatPrior",
