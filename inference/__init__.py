@@ -17,6 +17,7 @@ from inference.importance import ImportanceSampling
 from inference.langevin import MALA, ULA
 from inference.mh import MH
 from inference.nuts import NUTS
+from inference.row_wise import RowWise
 from inference.sampling import Sampler
 from inference.smc import SMC
 from inference.stein import Discrepancy, ksd
@@ -49,6 +50,7 @@ __all__ = [
     "InferenceWarning",
     "JointTest",
     "Posterior",
+    "RowWise",
     "Sampler",
     "Target",
     "Thermodynamic",

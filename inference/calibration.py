@@ -28,8 +28,9 @@ from inference import mixing
 from inference.engine import Engine, Problem
 from inference.fit import bind
 from inference.program import isolated
+from inference.replicated import Replicated, chains_of, standardised, with_target
 from inference.sampling import Sampler
-from inference.simulation import Assemble, Replicated, Simulator, chains_of, with_target
+from inference.simulation import Assemble, Simulator
 from ppl_models.base import Data, Model, Params
 from ppl_models.errors import EngineError, ModelError
 from ppl_models.noise import Noise
@@ -299,10 +300,7 @@ def _fit_together(problem: Problem, engine: Engine, fields: Data, count: int) ->
         return x.unflatten(0, (count, chains))
 
     pilot = run(together)
-    spread, centre = torch.std_mean(pilot, (1, 2))  # (R, D)
-    least = 0.1 * spread.quantile(0.5, 0)  # a chain that hardly moved says little of its spread
-    spread = spread.clamp(min=least).repeat_interleave(chains, 0)
-    centre = centre.repeat_interleave(chains, 0)
+    centre, spread = standardised(pilot)
     x = run(together.in_frame(centre, spread))
     centre, spread = (v.unflatten(0, (count, chains))[:, :, None] for v in (centre, spread))
     return centre + spread * x

@@ -24,8 +24,9 @@ from inference.fit import bind
 from inference.gibbs import Gibbs
 from inference.moves import transition, tuned
 from inference.program import isolated
+from inference.replicated import Replicated, with_target
 from inference.sampling import Sampler
-from inference.simulation import Assemble, Replicated, Simulator, with_target
+from inference.simulation import Assemble, Simulator
 from ppl_models.base import Data, Params
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise

@@ -319,7 +319,7 @@ class Sampler(Engine):
         """The next window, with what this one learnt."""
         tuning = at.tuning
         if at.averaging is not None:
-            tuning = tuning._replace(step_size=warmup.pooled_step(at.averaging))
+            tuning = tuning._replace(step_size=warmup.pooled_step(at.averaging, target.groups))
         if window.learns_scale and self.mass_matrix(target.dim) is not None:
             learnt = warmup.scale(at.moments, settled=window.settled)
             tuning = tuning._replace(scale=learnt.contiguous())

@@ -33,6 +33,9 @@ class Target:
         watch: called before every evaluation; it may raise.
     """
 
+    groups = 1
+    """Step sizes are pooled over all chains; see ``Replicated`` for several groups."""
+
     def __init__(
         self,
         function: Callable[[Tensor], Tensor],

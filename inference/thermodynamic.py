@@ -159,7 +159,7 @@ class Thermodynamic(Engine):
         for window, share in enumerate(_WINDOWS):
             stream = noise.fold(window)
             step = self.kernel.first_step_size(target.as_target(), z, tuning, stream.fold(0))
-            averaging = warmup.averaging(self._pooled(step.log()).exp())
+            averaging = warmup.averaging(warmup.pooled(step.log(), self.temperatures).exp())
             length = max(2, round(share * self.warmup))
             numbers = self.kernel.randomness(target.as_target(), stream.fold(1), length)
             tuning = tuning._replace(step_size=averaging.step_size)
@@ -168,7 +168,9 @@ class Thermodynamic(Engine):
                 target.as_target(), state, tuning, numbers, averaging
             )
             if after is not None and self.kernel.acceptance_target(dim) is not None:
-                tuning = tuning._replace(step_size=self._pooled(after.log_average).exp())
+                tuning = tuning._replace(
+                    step_size=warmup.pooled(after.log_average, self.temperatures).exp()
+                )
             x = torch.stack([target.position(row) for row in history.x])
             z = history.x[-1]
             if window < len(_WINDOWS) - 1:
@@ -192,11 +194,6 @@ class Thermodynamic(Engine):
             if problem.clock.over:
                 break
         return History.joined(blocks)
-
-    def _pooled(self, values: Tensor) -> Tensor:
-        """The median over the chains of each temperature: (K * chains,)."""
-        grouped = values.reshape(self.temperatures, self.chains)
-        return grouped.quantile(0.5, 1).repeat_interleave(self.chains)
 
     def _frame(self, x: Tensor, mass: Mass) -> tuple[Tensor, Tensor]:
         """Mean and a square root of the covariance of each temperature: x (S, K * chains, D)."""

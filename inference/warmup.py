@@ -92,10 +92,19 @@ def update(state: Averaging, acceptance: Tensor, done: Tensor, target: float) ->
     return Averaging(*(torch.where(done, a, b) for a, b in zip(new, state, strict=True)))
 
 
-def pooled_step(state: Averaging) -> Tensor:
-    """The step size for all chains, the median of their averages: one stuck chain cannot set it."""
+def pooled_step(state: Averaging, groups: int = 1) -> Tensor:
+    """The step size for all chains of a group: the median of their averages."""
     average = torch.where(state.number > 0, state.log_average, state.log_step)
-    return average.quantile(0.5).exp().expand_as(average).contiguous()
+    return pooled(average, groups).exp()
+
+
+def pooled(values: Tensor, groups: int) -> Tensor:
+    """The median of each group of chains, so that one stuck chain cannot set it: (C,) -> (C,).
+
+    The groups are equal and follow one another.
+    """
+    grouped = values.reshape(groups, -1)
+    return grouped.quantile(0.5, 1).repeat_interleave(grouped.shape[1])
 
 
 class Moments(NamedTuple):

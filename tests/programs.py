@@ -13,9 +13,10 @@ import torch
 from pyro import poutine
 from pyro.distributions import constraints
 from torch import Tensor, nn
+from torch.distributions import MultivariateNormal
 
 from inference.program import Program
-from ppl_models import HasEM, HasGuide, Noise
+from ppl_models import HasEM, HasGuide, HasRows, Noise
 from ppl_models.base import Data, Objective, Params
 
 NUMBERS = np.random.default_rng(7)
@@ -318,3 +319,47 @@ class Factors(HasGuide):
 
     def guide(self, y: Tensor) -> None:  # type: ignore[override]
         encode(self.encoder, y)
+
+
+class Linear(HasRows):
+    """z ~ N(0, I), x = W z + b + noise of sd 1/2: log p(x) and p(z | x) are normal."""
+
+    def __init__(self, latent: int = 1, observed: int = 3) -> None:
+        super().__init__()
+        torch.manual_seed(1)
+        self.latent = latent
+        self.decoder = nn.Linear(latent, observed)
+        self.encoder = nn.Linear(observed, 2 * latent)
+        self.double()
+
+    def forward(self, x: Tensor) -> None:  # type: ignore[override]
+        with pyro.plate("rows", len(x), dim=-1):
+            z = pyro.sample("z", dist.Normal(x.new_zeros(self.latent), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
+
+    def guide(self, x: Tensor) -> None:  # type: ignore[override]
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        with pyro.plate("rows", len(x), dim=-1):
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    def exact(self, x: Tensor) -> Tensor:
+        """Log p(x): (N,)."""
+        weight = self.decoder.weight
+        covariance = weight @ weight.T + 0.25 * torch.eye(len(weight), dtype=weight.dtype)
+        return MultivariateNormal(self.decoder.bias, covariance).log_prob(x)
+
+    def posterior(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Means (N, latent) of p(z | x), and the covariance of all."""
+        weight = self.decoder.weight
+        precision = torch.eye(self.latent, dtype=weight.dtype) + weight.T @ weight / 0.25
+        covariance = precision.inverse()
+        return (x - self.decoder.bias) @ weight / 0.25 @ covariance, covariance
+
+    def simulated(self, rows: int, seed: int = 0) -> Tensor:
+        """Rows drawn from the model: (N, observed)."""
+        generator = torch.Generator().manual_seed(seed)
+        z, noise = (
+            torch.randn(rows, size, generator=generator, dtype=torch.float64)
+            for size in (self.latent, self.decoder.out_features)
+        )
+        return self.decoder(z).detach() + 0.5 * noise

@@ -4,37 +4,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from torch import nn
-from torch.distributions import MultivariateNormal
 
 from inference import row_weights
 from inference.objectives import ELBO, ImportanceWeighted
-from ppl_models import EngineError, HasRows, ModelError
-
-
-class Linear(HasRows):
-    """z ~ N(0, 1), x = W z + b + noise of sd 1/2: log p(x) is that of a normal."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.decoder, self.encoder = nn.Linear(1, 3), nn.Linear(3, 2)
-        self.double()
-
-    def forward(self, x):
-        with pyro.plate("rows", len(x), dim=-1):
-            z = pyro.sample("z", dist.Normal(x.new_zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(z), 0.5).to_event(1), obs=x)
-
-    def guide(self, x):
-        loc, log_scale = self.encoder(x).chunk(2, -1)
-        with pyro.plate("rows", len(x), dim=-1):
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    def exact(self, x):
-        weight = self.decoder.weight
-        covariance = weight @ weight.T + 0.25 * torch.eye(3, dtype=weight.dtype)
-        return MultivariateNormal(self.decoder.bias, covariance).log_prob(x)
+from ppl_models import EngineError, ModelError
+from tests.programs import Linear
 
 
 @pytest.fixture(autouse=True)
