@@ -25,6 +25,7 @@ from inference.stopping import Until
 from inference.svi import SVI
 from inference.target import Target
 from inference.thermodynamic import Thermodynamic
+from inference.twisted import TwistedSMC
 from inference.two_samples import classifier_test, mmd, mode_coverage, sliced_wasserstein
 
 __version__ = "0.1.0"
@@ -54,6 +55,7 @@ __all__ = [
     "Sampler",
     "Target",
     "Thermodynamic",
+    "TwistedSMC",
     "Until",
     "classifier_test",
     "compare",

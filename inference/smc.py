@@ -91,7 +91,7 @@ class SMC(Engine):
             log_weight = (next_b - b) * u
             log_evidence = log_evidence + log_weight.logsumexp(1) - math.log(self.particles)
             unit = noise.fold(2, len(ladder)).uniform(1)
-            chosen = _systematic(log_weight, unit)
+            chosen = systematic(log_weight, unit)
             x = x.gather(1, chosen[:, :, None].expand(-1, -1, path.dim))
             b = next_b
             x, step, rate = self._move(path, x, b, step, flat.fold(len(ladder)))
@@ -176,7 +176,7 @@ def _next(u: Tensor, b: float, threshold: float) -> float:
     return b + low
 
 
-def _systematic(log_weight: Tensor, unit: Tensor) -> Tensor:
+def systematic(log_weight: Tensor, unit: Tensor) -> Tensor:
     """Systematic resampling of each run: (R, N), one uniform (R, 1) -> indices (R, N)."""
     number = log_weight.shape[1]
     cumulative = torch.softmax(log_weight, 1).cumsum(1)

@@ -12,7 +12,7 @@ import torch
 from scipy import special, stats
 
 from inference import HMC, MH, NUTS, SMC, Thermodynamic
-from inference.smc import _systematic
+from inference.smc import systematic
 from inference.thermodynamic import integrate
 from ppl_models import EngineError
 from tests.statistics import check, quiet
@@ -129,10 +129,10 @@ def test_power_posteriors_of_a_gaussian_integrate_to_its_evidence():
     assert abs(result.value - exact) < 5 * result.quadrature + 2e-4
 
 
-def test_systematic_resampling_has_the_right_expectations():
+def testsystematic_resampling_has_the_right_expectations():
     log_weight = torch.tensor([[0.1, 0.5, 0.15, 0.25]], dtype=torch.float64).log()
     units = torch.linspace(0.0005, 0.9995, 1000, dtype=torch.float64)[:, None]
-    chosen = _systematic(log_weight.expand(1000, -1), units)
+    chosen = systematic(log_weight.expand(1000, -1), units)
     counts = torch.stack([(chosen == i).double().mean() for i in range(4)])
     assert torch.allclose(counts, log_weight.exp()[0], atol=1e-3)
 
