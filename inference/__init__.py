@@ -17,6 +17,7 @@ from inference.importance import ImportanceSampling
 from inference.langevin import MALA, ULA
 from inference.mh import MH
 from inference.nuts import NUTS
+from inference.objectives import ELBO, ImportanceWeighted, Objective
 from inference.row_wise import RowWise
 from inference.sampling import Sampler
 from inference.smc import SMC
@@ -31,6 +32,7 @@ from inference.two_samples import classifier_test, mmd, mode_coverage, sliced_wa
 __version__ = "0.1.0"
 __all__ = [
     "CAVI",
+    "ELBO",
     "EM",
     "HMC",
     "MALA",
@@ -48,8 +50,10 @@ __all__ = [
     "Fit",
     "Gibbs",
     "ImportanceSampling",
+    "ImportanceWeighted",
     "InferenceWarning",
     "JointTest",
+    "Objective",
     "Posterior",
     "RowWise",
     "Sampler",

@@ -1,7 +1,8 @@
 """States of a run as one file of plain arrays, that appears whole; nothing in it is code.
 
-A state is a nest of NamedTuples, dictionaries, tensors, arrays and numbers. The file is NumPy's
-``.npz`` with an array for each leaf, and a skeleton in JSON that says where each belongs.
+A state is a nest of NamedTuples, dictionaries, tensors, arrays and numbers. The file is in the
+format of safetensors: an array for each leaf, and in its header a skeleton in JSON that says where
+each belongs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 from torch import Tensor
 
 from inference.storage import whole
@@ -39,9 +42,9 @@ def write(path: str | os.PathLike[str], parts: dict[str, Any]) -> None:
     """Write a state, given by its parts. Raises ``EngineError`` where a leaf is no array."""
     arrays: dict[str, np.ndarray] = {}
     skeleton = {name: _encode(part, arrays) for name, part in parts.items()}
-    text = np.frombuffer(json.dumps(skeleton).encode(), dtype=np.uint8)
+    content = save(arrays, metadata={_SKELETON: json.dumps(skeleton)})
     with whole(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **{_SKELETON: text}, **arrays)
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
 
@@ -51,11 +54,13 @@ def read(path: str | os.PathLike[str]) -> Saved | None:
     if not Path(path).is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return Saved(json.loads(arrays.pop(_SKELETON).tobytes()), arrays)
-    except (ValueError, KeyError, OSError) as error:
-        raise EngineError(f"{path}: no checkpoint of this library ({error})") from error
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return Saved(json.loads(file.metadata()[_SKELETON]), arrays)
+    except (SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise EngineError(
+            f"{path}: no whole checkpoint of this library ({error}); begin anew by store="
+        ) from error
 
 
 def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
@@ -68,7 +73,8 @@ def _encode(value: Any, arrays: dict[str, np.ndarray]) -> Any:
     if isinstance(value, Tensor | np.ndarray):
         name = f"a{len(arrays)}"
         tensor = isinstance(value, Tensor)
-        arrays[name] = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        arrays[name] = array if array.flags.c_contiguous else array.copy(order="C")
         return {"tensor" if tensor else "array": name}
     raise EngineError(
         f"a run whose state holds a {type(value).__name__} cannot be stored; make its state a "

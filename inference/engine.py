@@ -34,7 +34,11 @@ TierChoice = Tier | Literal["auto"]
 
 @dataclass(frozen=True)
 class Problem:
-    """What an engine is given: model, data on the device, when to stop, where draws are kept."""
+    """What an engine is given: model, data on the device, when to stop, where draws are kept.
+
+    ``data`` are what the program is bound to; ``whole`` the data of the call, of which that may be
+    some rows.
+    """
 
     model: Callable[..., Any]
     data: Data
@@ -46,6 +50,7 @@ class Problem:
     until: Until = field(default_factory=Until)
     clock: Clock = field(default_factory=Clock)
     records: Records = field(default_factory=InMemory)
+    whole: Data = field(default_factory=dict)
 
     def noise(self, chains: int) -> Noise:
         """The chains' streams of random numbers."""
@@ -132,9 +137,16 @@ class Engine(ABC):
     stores: ClassVar[bool] = False
     """Whether the engine hands its draws and its state to the problem's records."""
 
+    extends: ClassVar[tuple[str, ...]] = ("draws",)
+    """The settings that may differ where a stored run goes on."""
+
     @abstractmethod
     def run(self, problem: Problem) -> Posterior:
         """Fit the problem."""
+
+    def bound(self, model: Any, data: Data) -> Data:
+        """The data that the program is bound to: all, unless weights are trained by minibatches."""
+        return data
 
     def check(self, model: Any, program: Program) -> None:
         """Refuse what this engine cannot do, before any work. Raises ``EngineError``."""
@@ -146,7 +158,7 @@ class Engine(ABC):
                 "Add these methods, or use an engine that needs only the program: SVI, MH, HMC, "
                 "NUTS"
             )
-        if self.needs_continuous and program.dim == 0:
+        if self.needs_continuous and program.dim == 0 and not self.by_rows(model):
             raise EngineError(
                 f"{name} has nothing to infer: {_name(model)} has no continuous latent site; "
                 "sample one with pyro.sample, or check that not every site is observed"
@@ -200,6 +212,10 @@ class Engine(ABC):
 
     def trains(self, model: Any) -> bool:
         """Whether weights are trained, by gradients that may be those of a random log density."""
+        return False
+
+    def by_rows(self, model: Any) -> bool:
+        """Whether weights are trained by minibatches of rows."""
         return False
 
     def at_least(self, **bounds: float) -> None:

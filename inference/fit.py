@@ -166,8 +166,10 @@ class Fit:
 
     def __repr__(self) -> str:
         model = getattr(self.model, "__name__", type(self.model).__name__)
-        shape = next(iter(self.posterior.draws.values())).shape[:2]
-        size = "a point" if self.posterior.kind == "point" else f"{shape[0]} x {shape[1]} draws"
+        size = "a point"
+        if self.posterior.kind != "point":
+            chains, draws = next(iter(self.posterior.draws.values())).shape[:2]
+            size = f"{chains} x {draws} draws"
         return f"Fit({model} by {type(self.engine).__name__}: {size}, {self.status})"
 
     # -- internals -------------------------------------------------------------------------------
@@ -279,18 +281,21 @@ def fit(
     title = type(engine).__name__
     with isolated(kind, where), _threads(fields), bar(title, show=progress) as report:
         placed = _place(fields, where, kind)
+        bound = engine.bound(model, placed)
         with isolated(kind, where, validate=True):
-            program = Program(model, placed)
+            program = Program(model, bound)
         engine.check(model, program)
-        problem = Problem(model, placed, program, int(seed), kind, where, report, until, clock)
+        problem = Problem(
+            model, bound, program, int(seed), kind, where, report, until, clock, whole=placed
+        )
         with _kept(engine, problem, store, resume) as problem:
             posterior = engine.run(problem)
         parameters = trained()
         if isinstance(model, Model):
-            posterior = _told_by_model(model, _canonical(model, posterior, problem), placed)
+            posterior = _told_by_model(model, _canonical(model, posterior, problem), bound)
     posterior.seconds["total"] = time.perf_counter() - clock.begun
     posterior.findings.extend(_findings(posterior, program))
-    result = Fit(model, placed, engine, posterior, int(seed), where, kind, program, parameters)
+    result = Fit(model, bound, engine, posterior, int(seed), where, kind, program, parameters)
     for text in result.warnings:
         warnings.warn(f"{title}: {text}", InferenceWarning, stacklevel=2)
     return result
@@ -397,7 +402,7 @@ def _told_by_model(model: Model, posterior: Posterior, data: Data) -> Posterior:
 
 
 def _findings(posterior: Posterior, program: Program) -> list[Finding]:
-    if posterior.kind == "point":
+    if posterior.kind == "point" or not program.dim:
         return []
     draws = {site.name: _numpy(posterior.draws[site.name]) for site in program.sites}
     stats = {name: _numpy(value) for name, value in posterior.stats.items()}

@@ -10,32 +10,34 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.engine import Engine, Problem
-
-_MAY_CHANGE = ("draws",)  # a run may be made longer
 
 
 def identity(engine: Engine, problem: Problem) -> dict[str, Any]:
     """Settings, data, program, seed and versions, as what JSON can hold.
 
-    The program is known by its sites and by its log density at two points: what a sampler sees.
+    The program is known by its sites, by its log density at two points, which is what a sampler
+    sees, and by the weights it begins with.
     """
     from inference import __version__
 
     program = problem.program
     named: dict[str, Any] = {"engine": type(engine).__name__}
     for name, value in engine.settings().items():
-        if name not in _MAY_CHANGE:
+        if name not in engine.extends:
             named[f"{type(engine).__name__}({name})"] = _plain(value)
     named |= {"seed": str(problem.seed), "dtype": str(problem.dtype), "device": str(problem.device)}
-    for name, value in problem.data.items():
+    for name, value in (problem.whole or problem.data).items():
         named[f"data[{name!r}]"] = _digest(value) if isinstance(value, Tensor) else _plain(value)
     for site in program.sites:
         named[f"site {site.name!r}"] = f"of shape {tuple(site.shape)}"
     for site in program.discrete:
         named[f"discrete site {site.name!r}"] = f"of shape {tuple(site.batch)}"
+    if isinstance(problem.model, nn.Module):
+        for name, value in problem.model.state_dict().items():
+            named[f"weight {name!r}"] = _digest(value)
     named["deterministic sites"] = ", ".join(program.deterministic)
     for scale in (0.1, 0.7) if program.dim else ():
         x = torch.linspace(-scale, 0.9 * scale, program.dim, dtype=problem.dtype)

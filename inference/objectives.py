@@ -24,6 +24,9 @@ class Objective(ABC):
 
     needs: ClassVar[type[Model]] = HasRows
 
+    bounds: ClassVar[bool] = True
+    """Whether minus the loss is a lower bound of log p(x), in nats."""
+
     @abstractmethod
     def losses(self, model: HasRows, data: Data) -> Tensor:
         """Unbiased estimates of the negative bound of each row, (B,).

@@ -1,10 +1,10 @@
 """A run on disk: its draws as a Zarr store that others can open while it goes on, and its state.
 
 In the folder are the groups ``posterior``, ``sample_stats`` and ``unconstrained``, in chunks along
-the draws; ``run.json``, what the run is of; ``checkpoint.npz``, from what it goes on; and a lock.
-Each file appears whole. The metadata of all arrays stand together in the root's ``zarr.json``, so
-that who opens the store sees draws of one moment. The order is: draws, then the state that counts
-them, then the metadata that show them. So a process may be killed at any moment.
+the draws; ``run.json``, what the run is of; ``checkpoint.safetensors``, from what it goes on; and a
+lock. Each file appears whole. The metadata of all arrays stand together in the root's
+``zarr.json``, so that who opens the store sees draws of one moment. The order is: draws, then the
+state that counts them, then the metadata that show them. So a process may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class RunStore:
 
     @property
     def _checkpoint(self) -> Path:
-        return self.path / "checkpoint.npz"
+        return self.path / "checkpoint.safetensors"
 
     @property
     def _record(self) -> Path:

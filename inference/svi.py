@@ -1,12 +1,14 @@
 """Stochastic variational inference: maximise the ELBO by stochastic gradients.
 
 ELBO(q) = E_q[log p(data, x) - log q(x)] (Jordan et al. 1999; Hoffman et al. 2013; Ranganath et al.
-2014), over a family on the unconstrained space, or over a guide that is itself a Pyro program.
+2014), over a family on the unconstrained space, or over a guide that is itself a Pyro program. The
+weights of models with independent rows (``HasRows``) are trained by minibatches of them.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,9 +22,15 @@ from inference import guides, psis
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding
 from inference.laplace import Laplace, frame
+from inference.objectives import ELBO, Objective
+from inference.program import Program
 from inference.pyro_guide import PyroGuide
+from inference.row_svi import train_rows
 from inference.stopping import unfinished
-from ppl_models.base import HasGuide
+from inference.training import Settings
+from inference.training_step import Precision
+from inference.weights import Schedule
+from ppl_models.base import Data, HasGuide, HasRows
 from ppl_models.errors import EngineError, ModelError
 
 Guide = Literal["mean-field", "low-rank", "full-rank", "flow", "laplace"]
@@ -32,9 +40,11 @@ _WINDOW = 100  # steps between looks at the ELBO
 _DECAYS = 2  # how often a plateau lowers the learning rate before it ends the run
 _PATIENCE = 3  # windows without progress that make a plateau
 _ROLLBACKS = 10
+_PARTICLES, _RATE = 16, 0.02
+_TRAINING = ("objective", "schedule", "clip", "average", "holdout", "patience", "precision", "rows")
 
 
-class Objective(Protocol):
+class Ascent(Protocol):
     """What is maximised: its parameters, one stochastic step, and draws at the end."""
 
     def parameters(self) -> list[nn.Parameter]: ...
@@ -59,29 +69,61 @@ class SVI(Engine):
             guide is in the posterior.
         steps: at most so many; the run ends earlier on a plateau of the ELBO.
         draws: independent draws of the fitted approximation that are returned.
-        particles: draws of q per step.
-        learning_rate: of the first steps; lowered tenfold on each plateau.
+        particles: draws of q per step, by default 16, and for models trained by rows 1.
+        learning_rate: of the first steps, by default 0.02, and for models trained by rows 0.001;
+            lowered tenfold on each plateau.
         optimiser: a class from ``torch.optim``, called as ``optimiser(parameters, lr=...)``.
         batch_size: rows of data per step; their log likelihood is scaled up. None takes all rows.
         plateau: whether to stop before ``steps`` once the ELBO has settled.
         tier: how the log density is evaluated.
+
+    The other settings are for models whose rows are independent (``HasRows``), trained by rows with
+    their own guide:
+
+    Args:
+        objective: what is minimised for each row, such as ``ImportanceWeighted(k=50)``; by default
+            ``ELBO()``.
+        schedule: of the learning rate: a function from an optimiser to a
+            ``torch.optim.lr_scheduler``, stepped at every step. Then a plateau lowers no rate.
+        clip: the largest norm of the gradient.
+        average: decay of an exponential average of the weights, such as 0.999, which is returned
+            instead of the last ones. 0 for none.
+        holdout: the share of rows that are not trained on. Their bound decides on the plateau, and
+            the weights of its highest value are returned.
+        patience: looks (an epoch, or 100 steps if that is longer) without progress that make a
+            plateau.
+        precision: "bfloat16" runs the networks in it, by autocast; None in that of the weights.
+        rows: the first rows, whose latent variables are drawn after training: as many draws as
+            ``draws`` says, or as 2^24 numbers hold.
+
+    Weights and bounds survive in ``fit(..., store=...)``. The trained model is ``fit.model``.
     """
 
     guide: Guide | Callable[..., Any] | None = None
     steps: int = 10_000
     draws: int = 1000
-    particles: int = 16
-    learning_rate: float = 0.02
+    particles: int | None = None
+    learning_rate: float | None = None
     optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.Adam
     batch_size: int | None = None
     plateau: bool = True
     tier: TierChoice = "auto"
+    objective: Objective | None = None
+    schedule: Schedule | None = None
+    clip: float | None = None
+    average: float = 0.0
+    holdout: float = 0.0
+    patience: int = 5
+    precision: Precision | None = None
+    rows: int = 64
 
     stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
+    extends: ClassVar[tuple[str, ...]] = ("draws", "steps", "rows")
 
     def __post_init__(self) -> None:
-        self.at_least(steps=1, draws=1, particles=1)
-        self.positive("learning_rate", "batch_size")
+        self.at_least(steps=1, draws=1, patience=1, rows=1)
+        self.positive("learning_rate", "batch_size", "particles", "clip")
+        self._check_training()
         self.one_of(tier=("auto", "eager", "traced", "compiled"))
         if self.guide is not None and not callable(self.guide):
             self.one_of(guide=NAMED)
@@ -95,17 +137,64 @@ class SVI(Engine):
                 f"SVI(optimiser={self.optimiser!r}): give a class such as torch.optim.Adam"
             )
 
+    def _check_training(self) -> None:
+        self.one_of(precision=(None, "float32", "bfloat16"))
+        for name in ("average", "holdout"):
+            value: Any = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+                raise EngineError(f"SVI({name}={value!r}): give a share in [0, 1)")
+        if self.objective is not None and not isinstance(self.objective, Objective):
+            raise EngineError(
+                f"SVI(objective={self.objective!r}): give one such as ImportanceWeighted(k=50)"
+            )
+        if self.objective is not None and self.particles is not None:
+            raise EngineError("SVI(particles=...): the objective has its own, as ELBO(particles=4)")
+        if self.schedule is not None and not callable(self.schedule):
+            raise EngineError(
+                f"SVI(schedule={self.schedule!r}): give a function from an optimiser to a "
+                "torch.optim.lr_scheduler"
+            )
+
     def trains(self, model: Any) -> bool:
         return callable(self._guide(model))
 
+    def by_rows(self, model: Any) -> bool:
+        return isinstance(model, HasRows) and self.guide is None
+
+    def bound(self, model: Any, data: Data) -> Data:
+        if not self.by_rows(model):
+            return data
+        return model.take(data, torch.arange(min(self.rows, model.rows(data))))
+
+    def check(self, model: Any, program: Program) -> None:
+        if not self.by_rows(model):
+            for setting in _BY_ROWS:
+                if getattr(self, setting.name) != setting.default:
+                    raise EngineError(
+                        f"SVI({setting.name}=...) is for models trained by rows with their own "
+                        "guide (HasRows); leave it out"
+                    )
+        elif self.objective is not None and not isinstance(model, self.objective.needs):
+            needed = self.objective.needs.__name__
+            raise EngineError(
+                f"{type(self.objective).__name__} needs {needed}; {type(model).__name__} is none"
+            )
+        super().check(model, program)
+
+    def check_store(self, model: Any) -> None:
+        if not self.by_rows(model):
+            super().check_store(model)
+
     def run(self, problem: Problem) -> Posterior:
         """Ascend the ELBO; its trace is in ``attributes``."""
+        if self.by_rows(problem.model):
+            return train_rows(problem, self._training(), self.draws)
         begin = time.perf_counter()
         name = self._guide(problem.model)
         elbos, steps, settled, over, found = [], 0, True, False, []
         if name == "laplace":
             problem.clock.expect("the mode was found")
-            fitted: Laplace | Objective = Laplace(problem, self.tier)
+            fitted: Laplace | Ascent = Laplace(problem, self.tier)
             problem.clock.met()
         else:
             problem.clock.expect("the first step")
@@ -146,17 +235,34 @@ class SVI(Engine):
             return model.guide if isinstance(model, HasGuide) else "mean-field"
         return self.guide
 
-    def _objective(self, problem: Problem, name: Any) -> Objective:
+    def _training(self) -> Settings:
+        return Settings(
+            objective=self.objective or ELBO(self.particles or 1),
+            steps=self.steps,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate or 1e-3,
+            optimiser=self.optimiser,
+            schedule=self.schedule,
+            clip=self.clip,
+            average=self.average,
+            holdout=self.holdout,
+            plateau=self.plateau,
+            patience=self.patience,
+            precision=self.precision,
+            tier=self.tier,
+        )
+
+    def _objective(self, problem: Problem, name: Any) -> Ascent:
         if callable(name):
-            return PyroGuide(problem, name, self.particles, self.batch_size)
+            return PyroGuide(problem, name, self.particles or _PARTICLES, self.batch_size)
         return Flat(problem, name, self)
 
     def _ascend(
-        self, objective: Objective, problem: Problem
+        self, objective: Ascent, problem: Problem
     ) -> tuple[list[float], int, bool, bool, list[Finding]]:
         """The ELBO by window, steps, whether it settled, whether time was over, findings."""
         parameters = objective.parameters()
-        rate, decays, stale, rollbacks = self.learning_rate, 0, 0, 0
+        rate, decays, stale, rollbacks = self.learning_rate or _RATE, 0, 0, 0
         optimiser = self.optimiser(parameters, lr=rate)
         saved = _snapshot(parameters, optimiser)
         elbos: list[float] = []
@@ -203,12 +309,15 @@ class SVI(Engine):
         return elbos, self.steps, not self.plateau, False, _rolled(rollbacks)
 
 
+_BY_ROWS = [f for f in dataclasses.fields(SVI) if f.name in _TRAINING]
+
+
 class Flat:
     """The ELBO of a family on the target's flat space, entropy by Monte Carlo or in closed form."""
 
     def __init__(self, problem: Problem, name: guides.Family, engine: SVI) -> None:
         self.noise = problem.noise(1)
-        self.particles = engine.particles
+        self.particles = engine.particles or _PARTICLES
         self.batch = engine.batch_size
         if self.batch is None:
             stepped = problem.target(engine.tier, engine.steps)
