@@ -74,7 +74,7 @@ def _draws(problem: Problem, draws: int) -> tuple[Params, Tensor, Tensor]:
     model: Any = problem.model
     dim = problem.program.dim
     draws = min(draws, max(1, _NUMBERS // dim))
-    torch.manual_seed(problem.noise(1).fold(5).integers()[0])
+    problem.noise(1).fold(5).seed_torch()
     data = model.refreshed(problem.data)
     size = max(2, _WEIGHED // dim)
     parts = [

@@ -91,6 +91,7 @@ class Trainer:
         model: Any = problem.model
         self.problem, self.settings, self.model = problem, settings, model
         self.data, self.noise = problem.whole, problem.noise(1)
+        self.steps = self.noise.fold(1)
         self.kept, self.held_out = self._split(model.rows(self.data))
         self.batch = min(settings.batch_size or len(self.kept), len(self.kept))
         self.epoch = len(self.kept) // self.batch  # steps
@@ -170,7 +171,7 @@ class Trainer:
     def _move(self, at: Progress) -> Tensor:
         """One step: the loss before it."""
         batch = self.first if self.epoch == 1 and self.batch == len(self.kept) else self._batch(at)
-        torch.manual_seed(self.noise.fold(1, at.step).integers()[0])
+        self.steps.fold(at.step).seed_torch()
         with torch.no_grad():
             loss, gradients = self.step.call(self.weights.values, batch)
         self.weights.move(gradients, at.factor)
@@ -236,7 +237,7 @@ class Trainer:
         if not len(self.held_out):
             return math.nan
         model, objective = self.model, self.settings.objective
-        torch.manual_seed(self.noise.fold(3).integers()[0])
+        self.noise.fold(3).seed_torch()
 
         def total() -> Tensor:
             parts = (model.take(self.data, rows) for rows in self.held_out.split(_TESTED))

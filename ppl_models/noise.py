@@ -168,6 +168,19 @@ class Noise(NamedTuple):
         words = self.words(2)
         return ((words[:, 0] << 31) ^ words[:, 1]).tolist()
 
+    def seed_torch(self) -> None:
+        """Seed torch's global generator of the device of the first stream, as programs use it.
+
+        ``torch.manual_seed`` seeds every device that there might be, which takes longer than a
+        small step of training.
+        """
+        low, high = self.key[0].tolist()
+        number = (high << 31) ^ low
+        if self.key.device.type == "cuda":
+            torch.cuda.manual_seed(number)
+        else:
+            torch.default_generator.manual_seed(number)
+
 
 def _generate(key: Tensor, count: int, low: int, high: int, tag: int) -> Tensor:
     """Words at the counters (low + i, high, 0, tag), i < count, for every key: (C, count, 4)."""

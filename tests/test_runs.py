@@ -364,11 +364,11 @@ def test_mapped_parts_are_joined(tmp_path):
 
 def test_states_hold_no_code(tmp_path):
     with pytest.raises(EngineError, match="holds a function cannot be stored"):
-        checkpoint.write(tmp_path / "c.npz", {"state": (lambda: None)})
-    assert not (tmp_path / "c.npz").exists()
-    (tmp_path / "c.npz").write_bytes(b"junk")
-    with pytest.raises(EngineError, match="no checkpoint of this library"):
-        checkpoint.read(tmp_path / "c.npz")
+        checkpoint.write(tmp_path / "c.safetensors", {"state": (lambda: None)})
+    assert not (tmp_path / "c.safetensors").exists()
+    (tmp_path / "c.safetensors").write_bytes(b"junk")
+    with pytest.raises(EngineError, match="no whole checkpoint of this library"):
+        checkpoint.read(tmp_path / "c.safetensors")
 
 
 def test_killed_runs_go_on_to_the_same_draws():
