@@ -27,7 +27,6 @@ def images(
     x = as_tensor(name, value)
     if not isinstance(x, Tensor):
         raise DataError(f"{name}: is a {type(value).__name__}; give an array of images")
-    pixels = math.prod(shape)
     flat = (math.prod(shape),)
     if x.dim() > 1 and flat in (x.shape[1:], tuple(shape)) and x[:1].numel() == flat[0]:
         x = x.reshape(len(x), *shape)
