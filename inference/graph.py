@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -42,7 +43,7 @@ def trace(function: Callable[..., Tensor], *examples: Tensor) -> fx.GraphModule:
         # only a graph can be freed of mutation: Pyro's own autograd functions refuse functionalize
         pure = make_fx(functionalize(graph), decomposition_table=_scatters())
         graph = pure(*[e.clone() for e in examples])
-    return merged(_without_copies(graph))
+    return merged(_without_checks(_without_copies(graph)))
 
 
 def batched(
@@ -190,6 +191,26 @@ def _without_copies(graph: fx.GraphModule) -> fx.GraphModule:
             new.meta = dict(node.meta)
             node.replace_all_uses_with(new)
             graph.graph.erase_node(node)
+    return graph
+
+
+def _without_checks(graph: fx.GraphModule) -> fx.GraphModule:
+    """Where a matrix cannot be factored, a log density of NaN instead of an error.
+
+    The error would be that of a whole batch of points; a sampler rejects the one.
+    """
+    aten = torch.ops.aten
+    output = next(node for node in graph.graph.nodes if node.op == "output")
+    call = graph.graph.call_function
+    for node in list(graph.graph.nodes):
+        if node.target is not aten._linalg_check_errors.default:
+            continue
+        result = output.args[0]
+        if isinstance(result, fx.Node):
+            with graph.graph.inserting_before(output):
+                fault = call(aten.any.default, (node.args[0],))
+                output.args = (call(aten.masked_fill.Scalar, (result, fault, math.nan)),)
+        graph.graph.erase_node(node)
     return graph
 
 

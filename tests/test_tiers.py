@@ -290,3 +290,21 @@ def test_a_graph_is_free_of_mutation():
     x = torch.tensor([[1.0, 2.0], [-1.0, 0.5]])
     found = graph.batched(traced, x).forward(x)
     assert_same(found, graph.loop(function, x))
+
+
+@pytest.mark.parametrize("tier", ["traced", pytest.param("compiled", marks=needs_compiler)])
+def test_a_point_whose_matrix_cannot_be_factored_is_refused_alone(tier):
+    """A batch of points is not lost to one of them, as that of a chain far away."""
+
+    def log_density(x):
+        covariance = torch.eye(2) + x[0] * torch.ones(2, 2).fill_diagonal_(0.0)  # |x_0| < 1
+        return dist.MultivariateNormal(torch.zeros(2), covariance, validate_args=False).log_prob(
+            torch.ones(2)
+        )
+
+    with isolated(torch.float64):
+        x = torch.tensor([[0.5, 0.0], [1.5, 0.0], [-0.2, 0.0]])
+        value, gradient = Target(log_density, 2, tier=tier).log_density_and_grad(x)
+        assert torch.isfinite(value).tolist() == [True, False, True]
+        good = graph.loop(log_density, x[::2])
+        assert_same((value[::2], gradient[::2]), good)
