@@ -8,7 +8,7 @@ import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -94,7 +94,7 @@ class Problem:
         single = partial(self.program.log_density_of, minibatch)
         return batched_over_rows(trace(single, x, rows), x.expand(points, -1).clone(), rows)
 
-    @property
+    @cached_property
     def outputs(self) -> Outputs:
         """From unconstrained draws to everything a user reads."""
         return Outputs(self.program, self.dtype, self.device)

@@ -26,6 +26,7 @@ class Outputs:
         self.dtype = dtype
         self.device = device
         self._traced: Callable[..., Tensor] | None = None
+        self._graphs: dict[Callable[..., Any], Callable[[Any], Any]] = {}
 
     def values(self, x: Tensor, noise: Noise) -> Params:
         """All that the posterior records at ``x`` (C, S, D): sites, discrete draws, deterministics.
@@ -166,8 +167,7 @@ class Outputs:
         joined = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         return {name: value.reshape(*lead, *value.shape[1:]) for name, value in joined.items()}
 
-    @staticmethod
-    def _rowwise(function: Callable[[Any], Any], rows: Any) -> Any:
+    def _rowwise(self, function: Callable[[Any], Any], rows: Any) -> Any:
         count = len(rows) if isinstance(rows, Tensor) else len(next(iter(rows.values())))
         if count > 1:
             try:
@@ -177,7 +177,9 @@ class Outputs:
         many = rows.unbind() if isinstance(rows, Tensor) else _rows_of(rows)
         if count > _FEW:
             try:
-                return _by_graph(function, rows, many[0])
+                if function not in self._graphs:
+                    self._graphs[function] = _graph_of(function, rows, many[0])
+                return self._graphs[function](rows)
             except Exception:  # of any kind: the program itself serves
                 pass
         results = [function(row) for row in many]
@@ -223,8 +225,8 @@ def _gradients(
         return tuple(torch.stack(parts) for parts in zip(*results, strict=True))
 
 
-def _by_graph(function: Callable[[Any], Any], rows: Any, example: Any) -> Any:
-    """``function`` traced once, at ``example``, and replayed for all rows together.
+def _graph_of(function: Callable[[Any], Any], rows: Any, example: Any) -> Callable[[Any], Any]:
+    """``function`` traced once, at ``example``, to be replayed for many rows together.
 
     A graph has no handlers, which ``vmap`` cannot batch where Pyro enumerates.
     """
@@ -238,10 +240,13 @@ def _by_graph(function: Callable[[Any], Any], rows: Any, example: Any) -> Any:
         keys[:] = result
         return tuple(result.values())
 
-    inputs = [rows] if named is None else [rows[name] for name in named]
     single: Any = graph.trace(flat, *([example] if named is None else example.values()))
-    result: Any = vmap(single)(*inputs)
-    return dict(zip(keys, result, strict=True)) if keys else result
+
+    def replay(batch: Any) -> Any:
+        result: Any = vmap(single)(*([batch] if named is None else (batch[k] for k in named)))
+        return dict(zip(keys, result, strict=True)) if keys else result
+
+    return replay
 
 
 def _rows_of(rows: Values) -> list[Values]:

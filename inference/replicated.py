@@ -6,6 +6,7 @@ import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -215,7 +216,7 @@ class ReplicatedProblem(Problem):
         assert self.replicated is not None
         return self.replicated.as_target()
 
-    @property
+    @cached_property
     def outputs(self) -> Outputs:
         """Values of the continuous sites alone, which is all that calibration ranks."""
         assert self.replicated is not None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,7 @@ class RowsProblem(ReplicatedProblem):
 
     rows: Rows | None = None
 
-    @property
+    @cached_property
     def outputs(self) -> Any:
         """The points as they are: values are made of them when all are there."""
         return _Points()
