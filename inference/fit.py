@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from inference import arviz_bridge, diagnostics
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding
+from inference.probe import probe
 from inference.program import Program, isolated, trained
 from inference.progress import bar
 from inference.recording import chunk_size
@@ -75,7 +76,7 @@ class Fit:
 
     @property
     def seconds(self) -> dict[str, float]:
-        """Wall time by phase, and in total."""
+        """Wall time by phase, and in total; ``checks``, the time of the verdict, comes on top."""
         return self.posterior.seconds
 
     def to_arviz(self, *, log_likelihood: bool = False, posterior_predictive: bool = False) -> Any:
@@ -293,9 +294,9 @@ def fit(
         parameters = trained()
         if isinstance(model, Model):
             posterior = _told_by_model(model, _canonical(model, posterior, problem), bound)
-    posterior.seconds["total"] = time.perf_counter() - clock.begun
-    posterior.findings.extend(_findings(posterior, program))
-    result = Fit(model, bound, engine, posterior, int(seed), where, kind, program, parameters)
+        posterior.seconds["total"] = time.perf_counter() - clock.begun
+        result = Fit(model, bound, engine, posterior, int(seed), where, kind, program, parameters)
+        _judge(result)
     for text in result.warnings:
         warnings.warn(f"{title}: {text}", InferenceWarning, stacklevel=2)
     return result
@@ -399,6 +400,15 @@ def _told_by_model(model: Model, posterior: Posterior, data: Data) -> Posterior:
         invariants=tuple(added),
         findings=[*posterior.findings, *(Finding("model", "warning", np.nan, t) for t in found)],
     )
+
+
+def _judge(result: Fit) -> None:
+    """Add what draws, statistics and the log density tell to the findings, the worst first."""
+    begin = time.perf_counter()
+    posterior = result.posterior
+    told = posterior.findings + _findings(posterior, result.program)
+    posterior.findings[:] = diagnostics.joined(told, probe(result))
+    posterior.seconds["checks"] = time.perf_counter() - begin
 
 
 def _findings(posterior: Posterior, program: Program) -> list[Finding]:

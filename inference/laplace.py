@@ -15,6 +15,7 @@ from torch import Tensor
 
 from inference.engine import Problem, TierChoice
 from inference.guides import Frame
+from inference.padded import Density
 from inference.target import Target
 from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
@@ -93,7 +94,7 @@ def find_mode(target: Target, noise: Noise) -> Tensor:
     return best
 
 
-def hessian(target: Target, x: Tensor) -> Tensor:
+def hessian(target: Density, x: Tensor) -> Tensor:
     """Second derivatives by central differences of the exact gradient: (D, D)."""
     step = (1e-5 if x.dtype == torch.float64 else 1e-2) * (1 + x.abs())
     offsets = torch.diag(step)

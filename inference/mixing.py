@@ -33,12 +33,12 @@ def r_hat(x: np.ndarray) -> np.ndarray:
         folded = np.abs(split - np.median(split, axis=(0, 1)))
         return np.maximum(_plain_r_hat(_rank(split)), _plain_r_hat(_rank(folded)))
 
-    return _blockwise(both, x)
+    return blockwise(both, x)
 
 
 def ess_bulk(x: np.ndarray) -> np.ndarray:
     """Effective sample size of the rank-normalised draws: how well the centre is known."""
-    return _blockwise(lambda draws: _ess(_rank(_split(draws))), x)
+    return blockwise(lambda draws: _ess(_rank(_split(draws))), x)
 
 
 def ess_tail(x: np.ndarray) -> np.ndarray:
@@ -68,7 +68,7 @@ def ess_local(x: np.ndarray, low: float, high: float) -> np.ndarray:
         size = _ess(_split(within * 1.0))
         return np.where(np.isfinite(draws).all((0, 1)), size, np.nan)
 
-    return _blockwise(inside, x)
+    return blockwise(inside, x)
 
 
 def growth(
@@ -125,26 +125,49 @@ def nested_r_hat(x: np.ndarray, superchains: int) -> np.ndarray:
         folded = np.abs(grouped - np.median(split, axis=(0, 1)))
         return np.maximum(*(_nested(_rank(part)) for part in (grouped, folded)))
 
-    return _blockwise(both, x)
+    return blockwise(both, x)
 
 
 def ess_mean(x: np.ndarray) -> np.ndarray:
     """Effective sample size for the mean, on which its Monte-Carlo error rests."""
-    return _blockwise(lambda draws: _ess(_split(draws)), x)
+    return blockwise(lambda draws: _ess(_split(draws)), x)
 
 
 def mcse_mean(x: np.ndarray) -> np.ndarray:
     """Monte-Carlo standard error of the mean."""
-    return np.std(x, axis=(0, 1), ddof=1) / np.sqrt(ess_mean(x))
+    return blockwise(lambda draws: draws.std((0, 1), ddof=1) / np.sqrt(_ess(_split(draws))), x)
 
 
 def mcse_sd(x: np.ndarray) -> np.ndarray:
     """Monte-Carlo standard error of the sd, by the delta method on the variance."""
-    square = np.square(x - np.mean(x, axis=(0, 1)))
-    variance = np.mean(square, axis=(0, 1))
-    spread = np.mean(np.square(square), axis=(0, 1)) - np.square(variance)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return np.sqrt(spread / ess_mean(square) / (4 * variance))
+    return relative_mcse_sd(x) * blockwise(lambda draws: draws.std((0, 1)), x)
+
+
+def relative_mcse_sd(x: np.ndarray) -> np.ndarray:
+    """``mcse_sd`` as a share of the sd: sqrt((kurtosis - 1) / (4 ESS of squares))."""
+
+    def error(draws: np.ndarray) -> np.ndarray:
+        square = np.square(draws - draws.mean((0, 1)))
+        return np.sqrt((_kurtosis(square) - 1) / (4 * _ess(_split(square))))
+
+    return blockwise(error, x)
+
+
+def distinct(x: np.ndarray) -> float:
+    """How many independent draws (S,) stand for, where some are copies: S^2 / sum_j n_j^2.
+
+    As after resampling: n_j copies are a weight n_j / S, and this is Kish's effective size.
+
+    >>> distinct(np.array([1.0, 2.0, 2.0, 1.0]))
+    2.0
+    """
+    counts = np.unique(x, return_counts=True)[1]
+    return len(x) ** 2 / float(np.square(counts).sum())
+
+
+def kurtosis(x: np.ndarray) -> np.ndarray:
+    """E[(x - mean)^4] / variance^2, 3 for a normal; NaN for what never changes."""
+    return blockwise(lambda draws: _kurtosis(np.square(draws - draws.mean((0, 1)))), x)
 
 
 def autocovariance(x: np.ndarray, *, centred: bool = False) -> np.ndarray:
@@ -188,6 +211,12 @@ def _ess(x: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(x).all((0, 1)), np.where(constant, size, ess), np.nan)
 
 
+def _kurtosis(square: np.ndarray) -> np.ndarray:
+    """From squared distances from the mean (chain, draw, scalar)."""
+    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
+        return np.square(square).mean((0, 1)) / np.square(square.mean((0, 1)))
+
+
 def _plain_r_hat(x: np.ndarray) -> np.ndarray:
     draws = x.shape[1]
     between = draws * x.mean(1).var(0, ddof=1)
@@ -224,7 +253,7 @@ def _split(x: np.ndarray) -> np.ndarray:
     return np.concatenate([x[:, :half], x[:, -half:]], axis=0)
 
 
-def _blockwise(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
+def blockwise(function: Callable[[np.ndarray], np.ndarray], x: np.ndarray) -> np.ndarray:
     """Apply to (chain, draw, scalar) in blocks of scalars, so that memory stays bounded."""
     chains, draws = x.shape[:2]
     flat = np.asarray(x, dtype=float).reshape(chains, draws, -1)

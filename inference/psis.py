@@ -39,7 +39,7 @@ def smooth(log_ratios: np.ndarray) -> Smoothed:
         largest = order[-tail:]
         excess = np.exp(logs[largest]) - np.exp(cut)
         if np.isfinite(cut) and excess[-1] > _EQUAL:
-            k_hat, sigma = _fit_pareto(excess)
+            k_hat, sigma = fit_pareto(excess)
             quantiles = _pareto_quantiles((np.arange(tail) + 0.5) / tail, k_hat, sigma)
             logs[largest] = np.minimum(np.log(quantiles + np.exp(cut)), 0.0)
         elif excess[-1] <= _EQUAL:
@@ -54,7 +54,7 @@ def threshold(draws: int) -> float:
     return min(1 - 1 / np.log10(max(draws, 11)), 0.7)
 
 
-def _fit_pareto(x: np.ndarray) -> tuple[float, float]:
+def fit_pareto(x: np.ndarray) -> tuple[float, float]:
     """Shape and scale of a generalised Pareto by Zhang & Stephens (2009), x ascending.
 
     The shape is shrunk towards 0.5 with the weight of ten observations, as PSIS prescribes.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable
 from typing import Any, Literal, final
 
@@ -113,6 +114,10 @@ class Target:
             "priors' supports at this site"
         )
 
+    def traces(self) -> bool:
+        """Whether the program is run once and replayed, rather than run at every call."""
+        return self.tier != "eager" and self._single(quiet=True) is not self.function
+
     def _watched(self, evaluate: ValueAndGrad) -> ValueAndGrad:
         watch = self._watch
         if watch is None:
@@ -126,7 +131,7 @@ class Target:
 
     # -- tiers -----------------------------------------------------------------------------------
 
-    def _single(self) -> Callable[[Tensor], Tensor]:
+    def _single(self, *, quiet: bool = False) -> Callable[[Tensor], Tensor]:
         """The traced function of one point; the function itself where it cannot be traced."""
         if self._graph is None:
             example = torch.linspace(-0.7, 0.9, self.dim, dtype=self.dtype, device=self.device)
@@ -134,8 +139,10 @@ class Target:
                 self._graph = graph.trace(self.function, example)
             except Exception as error:
                 reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
-                logger.warning(
-                    "The program cannot be traced (%s); it runs eagerly, which is slower.", reason
+                logger.log(
+                    logging.DEBUG if quiet else logging.WARNING,
+                    "The program cannot be traced (%s); it runs eagerly, which is slower.",
+                    reason,
                 )
                 self._graph = self.function
         return self._graph

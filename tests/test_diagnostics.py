@@ -72,6 +72,50 @@ def test_invariants_and_findings_of_a_model_are_told_with_its_fit():
     assert any(text.startswith("the largest mean is") for text in result.warnings)
 
 
+def autoregressive(persistence, chains=4, draws=1000):
+    """Stationary chains of sd 1 whose autocorrelation falls as persistence^lag."""
+    x = np.empty((chains, draws))
+    x[:, 0] = RNG.normal(size=chains)
+    for i in range(1, draws):
+        x[:, i] = persistence * x[:, i - 1] + (1 - persistence**2) ** 0.5 * RNG.normal(size=chains)
+    return x
+
+
+# the effective size of n draws is n (1 - a) / (1 + a): 2,107, 103 and 4 of 4,000
+@pytest.mark.parametrize(
+    ("persistence", "expected"),
+    [(0.31, None), (0.95, ("ess", "warning")), (0.998, ("mcse", "error"))],
+)
+def test_a_few_effective_draws_are_an_error_only_where_a_mean_may_be_wrong(persistence, expected):
+    found = diagnostics.chains({"x": autoregressive(persistence)}, {})
+    sizes = [(finding.name, finding.severity) for finding in found if finding.name != "r_hat"]
+    assert sizes == ([expected] if expected else [])
+
+
+def test_a_single_chain_that_drifts_is_told():
+    chain = GOOD[:1]
+    assert "drift" not in names({"mu": chain}, {})
+    drifting = chain + np.linspace(0, 3, 1000)[:, None]
+    found = {finding.name: finding for finding in diagnostics.chains({"mu": drifting}, {})}
+    assert found["drift"].severity == "error"
+    assert "mu[" in found["drift"].text
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [(1.0, "error"), (1.5, "error"), (8.0, None)])
+def test_draws_with_heavy_tails_are_told(degrees, expected):
+    draws = {"x": RNG.standard_t(degrees, size=(4, 2000))}
+    found = {finding.name: finding for finding in diagnostics.chains(draws, {})}
+    assert (found["tails"].severity if "tails" in found else None) == expected
+    if expected:
+        assert "median" in found["tails"].remedy
+
+
+def test_a_chain_of_thousands_of_scalars_is_judged():
+    many = RNG.normal(size=(4, 100, 2000))
+    found = diagnostics.chains({"x": many}, {})
+    assert all(finding.severity != "error" for finding in found)
+
+
 def weighted(mean, sd):
     """Draws of N(mean, sd^2) that stand for N(0, 1), with their importance weights."""
     x = mean + sd * RNG.normal(size=(1, 20_000))
@@ -83,13 +127,34 @@ def weighted(mean, sd):
     ("mean", "sd", "expected"),
     [
         (0.0, 1.0, []),
-        (0.3, 1.0, [("shift", "warning")]),
-        (0.6, 1.1, [("shift", "error")]),
-        (0.0, 0.8, [("sd_ratio", "warning")]),
-        (0.0, 0.7, [("sd_ratio", "error")]),
+        (0.2, 1.0, [("shift", "warning")]),
+        (0.6, 1.0, [("shift", "error")]),
+        (0.0, 0.87, [("sd_ratio", "warning")]),
+        (0.0, 0.75, [("sd_ratio", "error")]),
         (0.0, 1.5, [("sd_ratio", "error")]),
         (0.0, 0.3, [("pareto_k", "error")]),
     ],
 )
 def test_an_approximation_is_judged_by_its_importance_weights(mean, sd, expected):
     assert [(finding.name, finding.severity) for finding in weighted(mean, sd)] == expected
+
+
+def test_weights_with_another_tail_but_even_are_a_warning():
+    """Student t draws for a normal whose tail is heavier in one draw of a thousand."""
+    x = RNG.normal(size=(1, 2000))
+    log_weight = 0.05 * RNG.normal(size=(1, 2000))
+    log_weight[0, :3] += np.log([60.0, 30.0, 20.0])
+    (finding,) = diagnostics.approximation({"x": x}, {"log_weight": log_weight})[:1]
+    assert (finding.name, finding.severity) == ("pareto_k", "warning")
+
+
+def test_copies_count_once_and_runs_must_agree():
+    x = RNG.normal(size=(1, 4000))
+    assert diagnostics.approximation({"x": x}, {}) == []
+    copies = np.repeat(x[:, :20], 200, axis=1)
+    (finding,) = diagnostics.approximation({"x": copies}, {})
+    assert (finding.name, finding.severity) == ("mcse", "error")
+    assert finding.figure == pytest.approx(20**-0.5)
+    apart = RNG.normal(size=(4, 500)) + np.array([[0.0], [0.0], [0.0], [3.0]])
+    names = [finding.name for finding in diagnostics.approximation({"x": apart}, {})]
+    assert names == ["r_hat"]

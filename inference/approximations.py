@@ -1,0 +1,100 @@
+"""Verdicts on approximations: by their importance weights, or as particles.
+
+Pareto k-hat: Vehtari, Simpson, Gelman, Yao & Gabry (2024); of variational inference: Yao, Vehtari,
+Simpson & Gelman (2018). E_p f - E_q f is at most sd_q(f) sqrt(chi^2(p | q)), where the weights'
+effective size is 1 / (1 + chi^2) of the draws.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from inference import mixing, psis
+from inference.finding import Finding
+from inference.judging import R_HAT, R_HAT_BAD, Arrays, broken, rough, severity, worst
+from inference.tails import tails
+
+EVEN = 0.5
+"""The effective share of the weights above which they tell of the bulk, whatever their tail."""
+SHIFT, SHIFT_BAD = 0.15, 0.3
+SPREAD, SPREAD_BAD = 1.1, 1.2
+"""In posterior sds: an approximation's mean against the weighted one, and the ratio of the sds.
+
+Weighted moments lie between those of the draws and the posterior's, so that errors begin early."""
+
+
+def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
+    """Findings on independent draws of an approximation, from their log importance weights.
+
+    The draws' moments are compared with those of the weighted draws: the posterior's, up to
+    Monte-Carlo error, unless k-hat is 1 or more (the weights have no mean), or above its limit with
+    weights so uneven that few draws count: chi^2(p | q) = draws / effective size - 1 above 1, which
+    alone is an *error*.
+
+    Args:
+        draws: continuous sites, (1, draw, *event).
+        stats: ``log_weight`` (1, draw), log p - log q; without it the draws are particles.
+    """
+    if "log_weight" not in stats:
+        return particles(draws)
+    log_weight = stats["log_weight"].ravel()
+    smoothed, limit = psis.smooth(log_weight), psis.threshold(log_weight.size)
+    remedy = "try a richer approximation, SVI(guide='full-rank') or 'flow', or NUTS"
+    found, share = [], smoothed.ess / log_weight.size
+    if smoothed.k_hat > limit:
+        text = (
+            f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}, and the weights' effective "
+            f"size {share:.0%} of the draws: the approximation "
+        )
+        if smoothed.k_hat >= 1 or share < EVEN:
+            text += "is far from the posterior; its sds are likely too small"
+            return [Finding("pareto_k", "error", smoothed.k_hat, text, remedy)]
+        text += "has other tails than the posterior"
+        found = [Finding("pareto_k", "warning", smoothed.k_hat, text, remedy)]
+    weights = np.exp(smoothed.log_weights)
+    shifts, ratios = {}, {}
+    for name, value in draws.items():
+        flat = value.reshape(log_weight.size, -1)
+        mean = weights @ flat
+        sd = np.sqrt(weights @ np.square(flat - mean))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            shifts[name] = (np.abs(flat.mean(0) - mean) / sd).reshape(value.shape[2:])
+            ratios[name] = (flat.std(0) / sd).reshape(value.shape[2:])
+    name, shift = worst(shifts, np.nanargmax)
+    if shift > SHIFT:
+        text = f"the mean of {name} is {shift:.2f} posterior sds off, by its importance weights"
+        found.append(Finding("shift", severity(shift > SHIFT_BAD), shift, text, remedy))
+    name, ratio = worst(ratios, _farthest)
+    factor = max(ratio, 1 / ratio) if ratio > 0 else np.inf
+    if factor > SPREAD:
+        text = f"the sd of {name} is {ratio:.2f} of the posterior's, by its importance weights"
+        found.append(Finding("sd_ratio", severity(factor > SPREAD_BAD), ratio, text, remedy))
+    return found
+
+
+def particles(draws: Arrays) -> list[Finding]:
+    """Findings on independent draws, some of them copies: particles (run, draw, *event)."""
+    if not draws:
+        return []
+    found = broken(draws)
+    if len(next(iter(draws.values()))) > 1:
+        name, value = worst({k: mixing.r_hat(v) for k, v in draws.items()}, np.nanargmax)
+        if value > R_HAT:
+            text = (
+                f"R-hat of {name} is {value:.3f}, above {R_HAT}: independent runs disagree, so "
+                "that each has a larger error than its draws show"
+            )
+            found.append(
+                Finding("r_hat", severity(value > R_HAT_BAD), value, text, "raise particles")
+            )
+    first = next(iter(draws.values()))
+    size = mixing.distinct(first.reshape(first.shape[0] * first.shape[1], -1)[:, 0])
+    of_mean = {k: np.full(v.shape[2:], size**-0.5) for k, v in draws.items()}
+    of_sd = {k: np.sqrt((mixing.kurtosis(v) - 1) / (4 * size)) for k, v in draws.items()}
+    return found + rough(of_mean, of_sd, "raise draws, particles or proposals") + tails(draws)
+
+
+def _farthest(ratios: np.ndarray) -> np.intp:
+    """Which ratio is farthest from one."""
+    with np.errstate(divide="ignore"):
+        return np.nanargmax(np.abs(np.log(ratios)))

@@ -1,0 +1,51 @@
+"""A log density evaluated for any number of points, in batches of one size."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from inference.target import Target
+
+_SIZE = 72
+
+
+class Density(Protocol):
+    """What is needed of a log density to climb it and to measure its curvature."""
+
+    def log_density(self, x: Tensor) -> Tensor: ...
+
+    def log_density_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Padded:
+    """A target for many different numbers of points, traced for one.
+
+    Args:
+        target: the log density.
+        typical: points (S, D) where it is finite, which the trace is checked at.
+    """
+
+    def __init__(self, target: Target, typical: Tensor) -> None:
+        self._target = target
+        self._all(target.log_density_and_grad, typical[:_SIZE])
+
+    def log_density(self, x: Tensor) -> Tensor:
+        """(P, D) -> (P,)."""
+        return self._all(lambda part: (self._target.log_density(part),), x)[0]
+
+    def log_density_and_grad(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(P, D) -> (P,), (P, D)."""
+        value, gradient = self._all(self._target.log_density_and_grad, x)
+        return value, gradient
+
+    @staticmethod
+    def _all(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Any]:
+        parts = []
+        for part in x.split(_SIZE):
+            full = torch.cat([part, part[-1:].expand(_SIZE - len(part), -1)])
+            parts.append([value[: len(part)] for value in function(full)])
+        return [torch.cat(values) for values in zip(*parts, strict=True)]
