@@ -11,8 +11,8 @@ from inference.finding import Finding, Severity
 R_HAT, R_HAT_BAD = 1.01, 1.2
 BIAS, RATIO = 0.5, 0.3
 """What makes an answer wrong: its mean off by so many posterior sds, its sd by such a share."""
-SURE = 2.5
-"""Monte-Carlo errors that must lie between a right answer and a wrong one: 1 in 80 is beyond."""
+SURE = 2.0
+"""Monte-Carlo errors that must lie between an answer and a wrong one: its 95 % interval."""
 
 Arrays = Mapping[str, np.ndarray]
 

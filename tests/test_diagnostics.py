@@ -151,10 +151,10 @@ def test_weights_with_another_tail_but_even_are_a_warning():
 def test_copies_count_once_and_runs_must_agree():
     x = RNG.normal(size=(1, 4000))
     assert diagnostics.approximation({"x": x}, {}) == []
-    copies = np.repeat(x[:, :20], 200, axis=1)
+    copies = np.repeat(x[:, :12], 300, axis=1)
     (finding,) = diagnostics.approximation({"x": copies}, {})
     assert (finding.name, finding.severity) == ("mcse", "error")
-    assert finding.figure == pytest.approx(20**-0.5)
+    assert finding.figure == pytest.approx(12**-0.5)
     apart = RNG.normal(size=(4, 500)) + np.array([[0.0], [0.0], [0.0], [3.0]])
     names = [finding.name for finding in diagnostics.approximation({"x": apart}, {})]
     assert names == ["r_hat"]
