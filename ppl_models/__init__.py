@@ -1,11 +1,19 @@
 """Models: Pyro programs with the closed forms they have to offer.
 
 Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``HasEM``,
-``HasMeanField``, ``HasConditionals``, ``HasGuide`` and ``HasRows`` are the capabilities that
-engines ask for.
+``HasMeanField``, ``HasConditionals``, ``HasGuide``, ``HasRows`` and ``HasPretraining`` are the
+capabilities that engines ask for.
 """
 
-from ppl_models.base import HasConditionals, HasEM, HasGuide, HasMeanField, HasRows, Model
+from ppl_models.base import (
+    HasConditionals,
+    HasEM,
+    HasGuide,
+    HasMeanField,
+    HasPretraining,
+    HasRows,
+    Model,
+)
 from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
 from ppl_models.gmm import GaussianMixture
 from ppl_models.lda import LatentDirichletAllocation
@@ -16,6 +24,7 @@ from ppl_models.noise import Noise
 from ppl_models.oring import ORing
 from ppl_models.ppca import PPCA
 from ppl_models.priors import CoefficientPrior, FlatPrior, NormalPrior, RobertCasella
+from ppl_models.vade import VaDE
 from ppl_models.vae import VAE, ConditionalVAE
 
 __all__ = [
@@ -31,6 +40,7 @@ __all__ = [
     "HasEM",
     "HasGuide",
     "HasMeanField",
+    "HasPretraining",
     "HasRows",
     "LatentDirichletAllocation",
     "LogisticRegression",
@@ -43,4 +53,5 @@ __all__ = [
     "ORing",
     "RobertCasella",
     "SuiteError",
+    "VaDE",
 ]

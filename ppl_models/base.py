@@ -2,7 +2,7 @@
 
 A model is an ordinary Pyro program in ``forward``, with data as keyword arguments. Engines ask for
 a capability by its class (``HasEM``, ``HasMeanField``, ``HasConditionals``, ``HasGuide``,
-``HasRows``), never by ``hasattr``.
+``HasRows``, ``HasPretraining``), never by ``hasattr``.
 """
 
 from __future__ import annotations
@@ -210,3 +210,25 @@ class HasRows(HasGuide):
     def refreshed(self, data: Data) -> Data:
         """A minibatch as a step of training sees it, such as binarised anew; drawn by torch."""
         return data
+
+
+class HasPretraining(HasRows):
+    """Weights that need two stages before their training: a loss, then a mixture of codes.
+
+    The clusters of a deep mixture start from those of a mixture fitted to the codes of rows, which
+    networks give that were trained by a loss of their own.
+    """
+
+    clusters: int
+
+    @abstractmethod
+    def pretraining_losses(self, data: Data) -> Tensor:
+        """The loss of each row in the first stage: (B,)."""
+
+    @abstractmethod
+    def codes(self, data: Data) -> Tensor:
+        """Where the networks put each row: (N, latent)."""
+
+    @abstractmethod
+    def adopt(self, mixture: Params) -> None:
+        """Start the clusters from ``weights`` (K,), ``mean`` and variances (K, latent)."""

@@ -1,0 +1,162 @@
+"""Variational deep embedding: a VAE whose prior is a mixture, with a component for each cluster.
+
+    c_i ~ Categorical(pi),   z_i | c_i = c ~ N(mu_c, diag(sigma_c^2)),   x_i ~ p(x | decoder(z_i))
+
+Jiang, Zheng, Tan, Tang & Zhou (2017), "Variational deep embedding: an unsupervised and generative
+approach to clustering". The paper bounds log p(x) with q(z | x) q(c | x) and then sets q(c | x) to
+E p(c | z), the best there is. Here c is summed out in the program itself, p(z) = sum_c pi_c
+N(z; mu_c, sigma_c), so that p(c | z) is exact for each z and the bound is tighter.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from ppl_models import likelihoods
+from ppl_models.autoencoder import Autoencoder, Binarise, positive
+from ppl_models.base import Data, HasPretraining, Params
+from ppl_models.errors import ModelError
+
+_DEAD = 0.1
+"""A cluster is dead below this share of an equal weight."""
+
+_PRIOR_DRAWS = 4_000
+
+
+class VaDE(Autoencoder, HasPretraining):
+    """A deep mixture: clusters of images, found without labels.
+
+    Trained from nothing it puts all images into one cluster or a few; the published recipe trains
+    an autoencoder first, then fits a mixture to its codes, and trains all together from there:
+    ``Pretrained(SVI(...))``.
+
+    Args:
+        clusters: K.
+        latent: units.
+        hidden: as of ``VAE``.
+        likelihood: as of ``VAE``.
+        shape: of a row.
+        encoder: as of ``VAE``.
+        decoder: as of ``VAE``.
+        binarise: as of ``VAE``.
+
+    Raises ``ModelError`` for settings out of range.
+    """
+
+    def __init__(
+        self,
+        clusters: int,
+        latent: int = 10,
+        hidden: int | Sequence[int] = (500, 500, 2000),
+        likelihood: likelihoods.Name | likelihoods.Likelihood = "bernoulli",
+        *,
+        shape: int | Sequence[int],
+        encoder: nn.Module | None = None,
+        decoder: nn.Module | None = None,
+        binarise: Binarise | None = None,
+    ) -> None:
+        super().__init__(
+            latent,
+            hidden,
+            likelihood,
+            shape=shape,
+            encoder=encoder,
+            decoder=decoder,
+            binarise=binarise,
+        )
+        self.clusters = positive("clusters", clusters)
+        self.logits = nn.Parameter(torch.zeros(clusters))
+        self.mean = nn.Parameter(torch.randn(clusters, latent))
+        self.log_sd = nn.Parameter(torch.zeros(clusters, latent))
+
+    def prior(self, like: Tensor, y: Tensor | None = None) -> Any:
+        """p(z), c summed out."""
+        components = dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
+        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+
+    def responsibilities(self, z: Tensor) -> Tensor:
+        """p(c | z): (..., latent) -> (..., K)."""
+        components = dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
+        return (self.logits + components.log_prob(z[..., None, :])).softmax(-1)
+
+    @torch.no_grad()
+    def labels(self, data: Data) -> Tensor:
+        """The most probable cluster of each row at the mean of q(z | x): (N,)."""
+        return self.responsibilities(self.codes(data)).argmax(-1)
+
+    # -- the stages before -------------------------------------------------------------------------
+
+    def pretraining_losses(self, data: Data) -> Tensor:
+        """-log p(x | z) at the encoder's mean: that of an autoencoder."""
+        mean, _ = self.encode(data["x"])
+        law = self.likelihood.law(self.decode(mean))
+        return -law.to_event(len(self.shape)).log_prob(data["x"])
+
+    def codes(self, data: Data) -> Tensor:
+        """The mean of q(z | x): (N, latent)."""
+        return self.encode(data["x"])[0]
+
+    @torch.no_grad()
+    def adopt(self, mixture: Params) -> None:
+        """Start the clusters from a mixture of the codes.
+
+        Raises ``ModelError`` where it has another number of components or of dimensions.
+        """
+        mean, variance = mixture["mean"], mixture["covariance"]
+        if mean.shape != self.mean.shape or variance.shape != self.mean.shape:
+            raise ModelError(
+                f"the mixture has means {tuple(mean.shape)} and variances {tuple(variance.shape)}; "
+                f"fit one of {tuple(self.mean.shape)}: GaussianMixture({self.clusters}, 'diagonal')"
+            )
+        self.logits.copy_(mixture["weights"].log())
+        self.mean.copy_(mean)
+        self.log_sd.copy_(variance.log() / 2)
+
+    # -- what went wrong ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def effective_clusters(self) -> float:
+        """How many clusters count and are told apart: exp of I(c, z) under the trained prior."""
+        generator = torch.Generator().manual_seed(0)
+        weights = self.logits.double().softmax(-1).cpu()
+        c = torch.multinomial(weights, _PRIOR_DRAWS, replacement=True, generator=generator)
+        normal = torch.randn(_PRIOR_DRAWS, self.latent, generator=generator, dtype=torch.float64)
+        z = self.mean.cpu()[c] + self.log_sd.cpu()[c].exp() * normal
+        known = self.responsibilities(z.to(self.mean))
+        return math.exp(float(_entropy(known.mean(0)) - _entropy(known).mean()))
+
+    def findings(self, data: Data, draws: Params) -> list[str]:
+        """Tells of clusters that have died or cannot be told apart, and of collapsed units."""
+        found = super().findings(data, draws)
+        share = self.logits.detach().softmax(-1)
+        dead = (share < _DEAD / self.clusters).nonzero().ravel().tolist()
+        number = self.effective_clusters()
+        remedy = (
+            "train it by Pretrained(SVI(...)) with more steps or restarts before, a smaller "
+            "learning_rate, or give fewer clusters"
+        )
+        if number < self.clusters / 2:
+            largest = int(share.argmax())
+            found.append(
+                f"of {self.clusters} clusters {number:.1f} are in use: the largest, {largest}, has "
+                f"a share of {float(share[largest]):.2f}, and others have died or lie over one "
+                f"another; {remedy}"
+            )
+        elif dead:
+            names = ", ".join(map(str, dead))
+            found.append(
+                f"{len(dead)} of {self.clusters} clusters have died, with a share below "
+                f"{_DEAD / self.clusters:.2g} ({names}); {remedy}"
+            )
+        return found
+
+
+def _entropy(p: Tensor) -> Tensor:
+    """In nats, over the last dimension."""
+    return torch.special.entr(p).sum(-1)
