@@ -11,10 +11,19 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from inference import answer_plots, arviz_bridge, chain_plots, criticism, ergodic, psis
+from inference import (
+    answer_plots,
+    arviz_bridge,
+    chain_plots,
+    criticism,
+    ergodic,
+    exhibit_plots,
+    psis,
+)
 from inference.finding import Finding
 from inference.fit import Fit
 from inference.plots import Draw, Picture, picture
+from ppl_models.base import Model
 
 SHOWN, SHOWN_OF_MANY = 8, 4
 """Scalars of a fit that are plotted; where there are more than two fits."""
@@ -157,6 +166,7 @@ def groups(part: Part) -> list[Group]:
         made += _of_approximation(part)
     made += _of_optimisation(part)
     if part.fit is not None:
+        made += _of_model(part, part.fit)
         made += _of_predictions(part, part.fit)
     else:
         made += _of_stored_predictions(part)
@@ -276,6 +286,23 @@ def _of_optimisation(part: Part) -> list[Group]:
     panels = [("ELBO", _bound(answer_plots.ascent, path))]
     note = "Shaded: the plateau, where it stays within its noise, or 0.01 nats, of its last fifth."
     return [Group("ELBO", note, part.pictures(panels, wide=True), unfolded=True)]
+
+
+# -- what the model has to show --------------------------------------------------------------------
+
+
+def _of_model(part: Part, fit: Fit) -> list[Group]:
+    """The exhibits of a model that has some."""
+    if not isinstance(fit.model, Model):
+        return []
+    draws = fit.posterior.draws
+    if fit.posterior.kind == "point":
+        draws = {name: value[None, None] for name, value in draws.items()}
+    made = []
+    for title, exhibit in fit.model.exhibits(fit.data, draws).items():
+        draw, size = exhibit_plots.drawing(title, exhibit)
+        made.append(Group(title, exhibit.note, part.pictures([(title, draw)], **size), True))
+    return made
 
 
 # -- predictions -----------------------------------------------------------------------------------

@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 
 from ppl_models import likelihoods
 from ppl_models.base import Data, HasRows, Params
 from ppl_models.errors import DataError, ModelError
+from ppl_models.exhibits import Bars, Exhibit, ImageGrid, Points
 from ppl_models.image_rows import binarised, images
 from ppl_models.networks import MLPDecoder, MLPEncoder
 
@@ -27,6 +29,8 @@ Binarise = Literal["dynamic", "fixed", "threshold"]
 
 ACTIVE = 0.01
 """The variance of a unit's posterior mean over the data above which it is active (Burda)."""
+
+_SHOWN = 12  # images in a row of a report
 
 
 class Autoencoder(HasRows):
@@ -134,6 +138,17 @@ class Autoencoder(HasRows):
         """Expected pixels: (..., B, latent) -> (..., B, *shape)."""
         return self.likelihood.mean(self.decode(z, y))
 
+    @torch.no_grad()
+    def generated(self, columns: int) -> Tensor:
+        """Expected pixels of draws from the prior, in rows: (R, columns, *shape)."""
+        like = next(self.parameters())
+        return self.images(self.prior(like).sample(torch.Size((4, columns))))
+
+    def unit_divergences(self, data: Data) -> Tensor:
+        """The divergence of q(z_u | x) from p(z_u) of each unit, in nats: (N, latent)."""
+        mean, sd = self.encode(data["x"], data.get("y"))
+        return kl_divergence(Normal(mean, sd), self.prior(mean, data.get("y")).base_dist)
+
     def one_hot(self, y: Tensor, like: Tensor) -> Tensor:
         """Labels (B,) as (B, classes), with the device and dtype of ``like``."""
         return nn.functional.one_hot(y.long(), self.classes).to(like)
@@ -183,6 +198,34 @@ class Autoencoder(HasRows):
 
     def coordinates(self, data: Data) -> Mapping[str, Mapping[str, list[Any]]]:
         return {"z": {"row": list(range(len(data["x"]))), "unit": list(range(self.latent))}}
+
+    @torch.no_grad()
+    def exhibits(self, data: Data, draws: Params) -> Mapping[str, Exhibit]:
+        """Reconstructions, draws from the prior, the latent space, and what its units tell."""
+        y = data.get("y")
+        z = draws["z"].flatten(0, 1).mean(0)  # (N, latent)
+        found: dict[str, Exhibit] = {}
+        if len(self.shape) in (2, 3):
+            some = slice(0, _SHOWN)
+            seen = data.get("intensity", data["x"])[some]
+            again = self.images(z[some], None if y is None else y[some])
+            note = "Above: images; below: their expected pixels at the posterior mean of z."
+            found["Reconstructions"] = ImageGrid(note, torch.stack([seen, again]))
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                found["Draws from the prior"] = ImageGrid(self._of_rows, self.generated(_SHOWN))
+        found["Latent space"] = Points("Posterior means of z.", z, self.labels_of(data))
+        divergences = self.unit_divergences(data).mean(0)
+        note = "A unit near zero carries nothing: its posterior is the prior."
+        found["Latent units"] = Bars(note, divergences, "nats of divergence from the prior")
+        return found
+
+    _of_rows: ClassVar[str] = "Expected pixels."
+    """What the rows of ``generated`` are, in words."""
+
+    def labels_of(self, data: Data) -> Tensor | None:
+        """Labels (N,) by which rows are told apart in pictures, if there are any."""
+        return data.get("y")
 
     def findings(self, data: Data, draws: Params) -> list[str]:
         """Tells of a collapse, where more than half of the units are inactive."""

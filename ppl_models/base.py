@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from torch import Tensor, nn
 
 from ppl_models.data import as_fields
+from ppl_models.exhibits import Exhibit
 
 if TYPE_CHECKING:
     from ppl_models.noise import Noise
@@ -85,6 +86,13 @@ class Model(nn.Module, ABC):
         ``draws`` are (chain, draw, *event), those of a point (1, 1, *event).
         """
         return []
+
+    def exhibits(self, data: Data, draws: Params) -> Mapping[str, Exhibit]:
+        """What there is to see beside the draws, by title, for the report: images, points, bars.
+
+        ``draws`` are as in ``findings``.
+        """
+        return {}
 
 
 class HasEM(Model):

@@ -17,6 +17,7 @@ from typing import Any
 import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal, kl_divergence
 
 from ppl_models import likelihoods
 from ppl_models.autoencoder import Autoencoder, Binarise, positive
@@ -29,7 +30,7 @@ _DEAD = 0.1
 _PRIOR_DRAWS = 4_000
 
 
-class VaDE(Autoencoder, HasPretraining):
+class VaDE(Autoencoder, HasPretraining):  # type: ignore[override]
     """A deep mixture: clusters of images, found without labels.
 
     Trained from nothing it puts all images into one cluster or a few; the published recipe trains
@@ -84,6 +85,24 @@ class VaDE(Autoencoder, HasPretraining):
         """p(c | z): (..., latent) -> (..., K)."""
         components = dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
         return (self.logits + components.log_prob(z[..., None, :])).softmax(-1)
+
+    _of_rows = "Expected pixels, a row for each cluster from 0 on."
+
+    @torch.no_grad()
+    def generated(self, columns: int) -> Tensor:
+        """Expected pixels of draws from each cluster: (K, columns, *shape)."""
+        z = dist.Normal(self.mean, self.log_sd.exp()).sample(torch.Size((columns,)))
+        return self.images(z.transpose(0, 1))
+
+    def unit_divergences(self, data: Data) -> Tensor:
+        """The divergence of q(z_u | x) from each cluster's p(z_u), averaged by p(c | z)."""
+        mean, sd = self.encode(data["x"])
+        components = dist.Normal(self.mean, self.log_sd.exp())
+        to_each = kl_divergence(Normal(mean[:, None], sd[:, None]), components)  # (N, K, latent)
+        return (self.responsibilities(mean)[..., None] * to_each).sum(-2)
+
+    def labels_of(self, data: Data) -> Tensor:
+        return self.labels(data)
 
     @torch.no_grad()
     def labels(self, data: Data) -> Tensor:

@@ -139,3 +139,13 @@ class ConditionalVAE(Autoencoder):
         found = super().prepare(fields)
         every = not getattr(self, "trained", False)
         return {**found, "y": labels("y", y, self.classes, found["x"], every=every)}
+
+    _of_rows = "Expected pixels, a row for each label from 0 on."
+
+    @torch.no_grad()
+    def generated(self, columns: int) -> Tensor:
+        """Expected pixels of draws from the prior, a row for each label."""
+        y = torch.arange(self.classes, device=next(self.parameters()).device)
+        y = y.repeat_interleave(columns)
+        law = self.prior(next(self.parameters()), y).expand(torch.Size((len(y),)))
+        return self.images(law.sample(), y).reshape(self.classes, columns, *self.shape)
