@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from inference import arviz_bridge, diagnostics
+from inference import arviz_bridge, diagnostics, scratch
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding
 from inference.probe import probe
@@ -123,7 +123,12 @@ class Fit:
                 than 5,000 scalars, the small ones up to so many.
         """
         chosen = self._summarised() if names is None else list(names)
-        return arviz_bridge.summary(self.to_arviz(), chosen)
+        draws = [self.posterior.draws[name] for name in chosen]
+        if self.posterior.kind != "samples" or sum(x.nbytes for x in draws) <= scratch.LARGE:
+            return arviz_bridge.summary(self.to_arviz(), chosen)
+        group = arviz_bridge.group(self.to_arviz(), "posterior")
+        wanted = group[[arviz_bridge.unslashed(name) for name in chosen]]
+        return pd.concat([arviz_bridge.statistics(part) for part in scratch.parts(wanted)])
 
     def log_likelihood(self) -> dict[str, Tensor]:
         """Log likelihood of each observation at each draw, {site: (chain, draw, *batch)}."""
@@ -415,6 +420,8 @@ def _findings(posterior: Posterior, program: Program) -> list[Finding]:
     if posterior.kind == "point" or not program.dim:
         return []
     draws = {site.name: _numpy(posterior.draws[site.name]) for site in program.sites}
+    if posterior.kind == "samples":
+        draws = scratch.thinned(draws)
     stats = {name: _numpy(value) for name, value in posterior.stats.items()}
     if posterior.kind == "approximation":
         return diagnostics.approximation(draws, stats)

@@ -24,10 +24,9 @@ import zarr
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from inference import checkpoint
+from inference import checkpoint, scratch
 from inference.checkpoint import Saved
 from inference.recording import Chunk
-from inference.scratch import mapped
 from inference.storage import whole
 from ppl_models.errors import EngineError
 
@@ -41,7 +40,6 @@ _GROUPS = ("posterior", "sample_stats", "unconstrained")
 _METADATA = "zarr.json"
 _LOCKS = ("lock", "owner")
 _POINT = "x"  # the one array of the last group
-_LARGE = 1 << 27  # bytes of draws above which they are mapped from disk
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -142,7 +140,7 @@ class RunStore:
         with self._told():
             groups = [self._arrays(group) for group in _GROUPS]
             size = sum(_bytes(array, number) for arrays in groups for array in arrays.values())
-            load = self._mapped if size > _LARGE else self._loaded
+            load = self._mapped if size > scratch.LARGE else self._loaded
             draws, stats, points = (
                 {_plain(name): load(array, number) for name, array in arrays.items()}
                 for arrays in groups
@@ -267,7 +265,7 @@ class RunStore:
             np.asarray(array[:, i : min(i + self._size, number)])
             for i in range(0, number, self._size)
         )
-        return mapped(parts, (array.shape[0], number, *array.shape[2:]), self.path)
+        return scratch.mapped(parts, (array.shape[0], number, *array.shape[2:]), self.path)
 
     @contextmanager
     def _told(self) -> Iterator[None]:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyro
 import pyro.distributions as dist
@@ -26,15 +27,16 @@ from inference import (
     ImportanceSampling,
     Thermodynamic,
     Until,
+    arviz_bridge,
     checkpoint,
     fit,
     nuts_cpu,
     recording,
     run_store,
+    scratch,
 )
 from inference.recording import Recorder
 from inference.run_store import RunStore
-from inference.scratch import mapped
 from ppl_models import GaussianMixture, LatentDirichletAllocation, LogisticRegression, NormalPrior
 from ppl_models.errors import EngineError
 
@@ -347,7 +349,7 @@ def test_a_disk_that_fails_is_told_and_what_was_written_stays(fault, tmp_path, m
 
 
 def test_large_draws_are_mapped_from_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_store, "_LARGE", 1)
+    monkeypatch.setattr(scratch, "LARGE", 1)
     stored = fit(*RUNS["discrete sites"], seed=2, store=tmp_path / "run")
     whole = fit(*RUNS["discrete sites"], seed=2)
     assert same(stored.posterior, whole.posterior)
@@ -358,8 +360,23 @@ def test_large_draws_are_mapped_from_disk(tmp_path, monkeypatch):
 
 def test_mapped_parts_are_joined(tmp_path):
     parts = [torch.randn(2, n, 3, 2).numpy() for n in (4, 4, 1)]
-    joined = mapped(parts, (2, 9, 3, 2), tmp_path)
+    joined = scratch.mapped(parts, (2, 9, 3, 2), tmp_path)
     assert joined.equal(torch.cat([torch.from_numpy(part) for part in parts], 1))
+
+
+def test_large_draws_are_thinned_to_be_judged_and_tabulated_in_parts(monkeypatch):
+    x = torch.randn(3, 50, 4, 2).numpy().transpose(0, 1, 3, 2)  # as mapped draws: not contiguous
+    draws = {"x": x, "y": x[:, :, 0, 0]}
+    assert scratch.thinned(draws) is draws
+    monkeypatch.setattr(scratch, "LARGE", 1)
+    assert scratch.thinned(draws) is draws  # so few are all judged
+    monkeypatch.setattr(scratch, "_JUDGED", 12)
+    found = scratch.thinned(draws)
+    assert all(np.array_equal(found[name], value[:, ::4]) for name, value in draws.items())
+    group = arviz_bridge.dataset(draws, {}, ("chain", "draw"), {})
+    parts = list(scratch.parts(group))
+    assert [part.nbytes for part in parts].count(parts[0].nbytes) == 2  # a row of x each, then y
+    assert xr.merge([parts[2], xr.concat(parts[:2], "x_dim_0")]).equals(group)
 
 
 def test_states_hold_no_code(tmp_path):
