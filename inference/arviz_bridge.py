@@ -29,7 +29,10 @@ def dataset(
     leading: tuple[str, ...],
     attrs: Mapping[str, Any],
 ) -> xr.Dataset:
-    """Arrays with the leading dimensions given (chain, draw, or none), the others labelled."""
+    """Arrays with the leading dimensions given (chain, draw, or none), the others labelled.
+
+    Neither files nor a ``DataTree`` hold names with a slash: see ``unslashed``.
+    """
     arrays: dict[str, tuple[tuple[str, ...], np.ndarray]] = {}
     coordinates: dict[str, Any] = {}
     for dim, size in zip(
@@ -41,11 +44,16 @@ def dataset(
         dims = list(labels)[: array.ndim - len(leading)]
         coordinates |= {dim: list(labels[dim]) for dim in dims}
         for axis in range(len(leading) + len(dims), array.ndim):
-            dim = f"{variable}_dim_{axis - len(leading)}"
+            dim = f"{unslashed(variable)}_dim_{axis - len(leading)}"
             dims.append(dim)
             coordinates[dim] = np.arange(array.shape[axis])
-        arrays[variable] = ((*leading, *dims), array)
+        arrays[unslashed(variable)] = ((*leading, *dims), array)
     return xr.Dataset(arrays, coords=coordinates, attrs=dict(attrs))
+
+
+def unslashed(name: str) -> str:
+    """The name of a site in an ArviZ object: "scope.x" for "scope/x"."""
+    return name.replace("/", ".")
 
 
 def build(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
@@ -118,7 +126,7 @@ def summary(data: Any, names: Sequence[str] | None = None) -> pd.DataFrame:
     """One row per scalar of the posterior, or of some variables: see ``Fit.summary``."""
     what = kind(data)
     draws = group(data, "point" if what == "point" else "posterior")
-    draws = draws if names is None else draws[list(names)]
+    draws = draws if names is None else draws[[unslashed(name) for name in names]]
     if what == "point":
         return pd.DataFrame({"mean": scalars(draws)})
     return moments(draws) if what == "approximation" else statistics(draws)
@@ -162,7 +170,7 @@ def loo(data: Any, variable: str) -> tuple[float, float, int]:
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
-        result: Any = az.loo(data, pointwise=True, var_name=variable)
+        result: Any = az.loo(data, pointwise=True, var_name=unslashed(variable))
     elpd = result.elpd_loo if MAJOR == 0 else result.elpd
     return float(elpd), float(result.se), int((np.asarray(result.pareto_k) > 0.7).sum())
 

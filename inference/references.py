@@ -76,7 +76,7 @@ def scalar_draws(data: Any, variables: Sequence[str] | None = None) -> pd.DataFr
     """The draws of an ArviZ object: a row for each (chain, draw), a column for each scalar."""
     posterior = arviz_bridge.group(data, "posterior").transpose("chain", "draw", ...)
     if variables is not None:
-        posterior = posterior[list(variables)]
+        posterior = posterior[[arviz_bridge.unslashed(name) for name in variables]]
     names = arviz_bridge.scalars(posterior.isel(chain=0, draw=0, drop=True)).index
     arrays = arviz_bridge.arrays(posterior).values()
     parts = [a.reshape(a.shape[0] * a.shape[1], -1) for a in arrays]

@@ -193,6 +193,19 @@ def test_groups_and_attributes_come_back_from_the_object(major, monkeypatch):
 
 
 @majors
+def test_names_with_slashes_can_be_saved(major, monkeypatch, tmp_path):
+    choose(major, monkeypatch)
+    values = {"scope/x": np.random.default_rng(0).normal(size=(2, 8, 2))}
+    group = arviz_bridge.dataset(values, {}, CHAINS, {})
+    data = arviz_bridge.build({"posterior": group}, {})
+    rows = list(arviz_bridge.summary(data, ["scope/x"]).index)
+    assert rows == ["scope.x[0]", "scope.x[1]"]
+    arviz_bridge.save(data, tmp_path / "x.nc")
+    found = arviz_bridge.group(arviz_bridge.load(tmp_path / "x.nc"), "posterior")
+    assert found["scope.x"].dims == (*CHAINS, "scope.x_dim_0")
+
+
+@majors
 def test_a_file_of_either_version_is_read_by_the_installed_one(major, monkeypatch, tmp_path):
     with monkeypatch.context() as patch:
         choose(major, patch)
