@@ -23,7 +23,7 @@ install: $(INSTALLED)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt hatchling
+	$(BIN)/python -m pip install -c constraints.txt hatchling lda
 	$(BIN)/python -m pip install -c constraints.txt --no-build-isolation -e '.[dev]'
 	touch $@
 
