@@ -1,5 +1,7 @@
 """Interchangeable inference engines for Pyro programs, and what to make of their answers."""
 
+from inference.ais import AIS
+from inference.bidirectional import Bounds, bidirectional
 from inference.calibration import Calibration, sbc
 from inference.cavi import CAVI
 from inference.compare import Comparison, compare
@@ -31,6 +33,7 @@ from inference.two_samples import classifier_test, mmd, mode_coverage, sliced_wa
 
 __version__ = "0.1.0"
 __all__ = [
+    "AIS",
     "CAVI",
     "ELBO",
     "EM",
@@ -41,6 +44,7 @@ __all__ = [
     "SMC",
     "SVI",
     "ULA",
+    "Bounds",
     "Calibration",
     "Comparison",
     "Coupling",
@@ -61,6 +65,7 @@ __all__ = [
     "Thermodynamic",
     "TwistedSMC",
     "Until",
+    "bidirectional",
     "classifier_test",
     "compare",
     "couple_finite",

@@ -16,7 +16,14 @@ from inference.finding import Finding
 from inference.hmc import HMC
 from inference.moves import transition, tuned
 from inference.sampling import Sampler
-from inference.tempering import Path, Reference, Tempered, check_reference, rough_evidence
+from inference.tempering import (
+    Path,
+    Reference,
+    Tempered,
+    check_reference,
+    difference,
+    rough_evidence,
+)
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -81,7 +88,7 @@ class SMC(Engine):
         log_evidence = x.new_zeros(self.runs)
         b, ladder, rates = 0.0, [0.0], [1.0]
         while b < 1:
-            u = path.difference(x.flatten(0, 1)).reshape(x.shape[:2])
+            u = difference(path, x.flatten(0, 1)).reshape(x.shape[:2])
             if not bool(torch.isfinite(u).any(1).all()):
                 raise EngineError(
                     "no particle has a finite posterior density: the reference misses the "

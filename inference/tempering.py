@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,22 @@ def check_reference(name: str, reference: Reference) -> None:
             f"{name}(reference={reference!r}): choose 'prior', 'laplace', or give a Pyro program "
             "over the model's latent sites"
         )
+
+
+class Ends(Protocol):
+    """The densities at both ends of a path; see ``Path``."""
+
+    dim: int
+    dtype: torch.dtype
+    device: torch.device
+    posterior: Any  # a Target, or what samplers take for one
+    reference: Any
+
+
+def difference(ends: Ends, x: Tensor) -> Tensor:
+    """U = log p - log q: (C, D) -> (C,); NaN becomes -inf."""
+    u = ends.posterior.log_density(x) - ends.reference.log_density(x)
+    return torch.nan_to_num(u, nan=-torch.inf, posinf=torch.inf)
 
 
 class Path:
@@ -98,11 +114,6 @@ class Path:
             )
         return x
 
-    def difference(self, x: Tensor) -> Tensor:
-        """U = log p - log q: (C, D) -> (C,); NaN becomes -inf."""
-        u = self.posterior.log_density(x) - self.reference.log_density(x)
-        return torch.nan_to_num(u, nan=-torch.inf, posinf=torch.inf)
-
     def _laplace(self, problem: Problem) -> Callable[[Tensor], Tensor]:
         self._mode = find_mode(self.posterior, problem.noise(_STARTS).fold(0))
         curvature = -hessian(self.posterior.uncompiled(), self._mode)
@@ -127,12 +138,12 @@ class Tempered:
     """The density q exp(b u) for samplers, each chain at its own b.
 
     Args:
-        path: from reference to posterior.
+        path: from reference to posterior, by its ends.
         b: (C,).
         frame: the points z of x = centre + S z, (C, D) and (C, D, D), or (C, D) if diagonal.
     """
 
-    def __init__(self, path: Path, b: Tensor, frame: tuple[Tensor, Tensor] | None = None) -> None:
+    def __init__(self, path: Ends, b: Tensor, frame: tuple[Tensor, Tensor] | None = None) -> None:
         self.path, self.b, self.frame = path, b, frame
         self.dim, self.dtype, self.device = path.dim, path.dtype, path.device
 

@@ -18,7 +18,14 @@ from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.hmc import HMC
 from inference.mh import MH
 from inference.sampling import History, Tuning
-from inference.tempering import Path, Reference, Tempered, check_reference, rough_evidence
+from inference.tempering import (
+    Path,
+    Reference,
+    Tempered,
+    check_reference,
+    difference,
+    rough_evidence,
+)
 from inference.warmup import Mass
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
@@ -109,7 +116,7 @@ class Thermodynamic(Engine):
         number = len(history.x)
         problem.clock.met()
         x = torch.stack([target.position(z) for z in history.x])  # (S, K * chains, D)
-        u = torch.stack([path.difference(row) for row in x])
+        u = torch.stack([difference(path, row) for row in x])
         u = u.reshape(number, self.temperatures, self.chains)
         if not bool(torch.isfinite(u).all()):
             raise EngineError(
