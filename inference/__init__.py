@@ -12,6 +12,7 @@ from inference.em import EM
 from inference.engine import Engine, Posterior
 from inference.finding import Finding
 from inference.fit import Fit, InferenceWarning, fit, target
+from inference.gaps import Gaps, inference_gaps
 from inference.geweke import JointTest, geweke
 from inference.gibbs import Gibbs
 from inference.hmc import HMC
@@ -52,6 +53,7 @@ __all__ = [
     "Engine",
     "Finding",
     "Fit",
+    "Gaps",
     "Gibbs",
     "ImportanceSampling",
     "ImportanceWeighted",
@@ -73,6 +75,7 @@ __all__ = [
     "diagnose",
     "fit",
     "geweke",
+    "inference_gaps",
     "ksd",
     "loo",
     "loo_pit",
