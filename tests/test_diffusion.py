@@ -13,7 +13,7 @@ from torch.distributions import Normal, kl_divergence
 
 from inference import SVI, fit
 from ppl_models import DataError, ModelError, Noise, schedules
-from ppl_models.denoisers import LinearDenoiser, MLPDenoiser
+from ppl_models.denoisers import LinearDenoiser, MLPDenoiser, UNetDenoiser
 from ppl_models.diffusion import Diffusion
 from ppl_models.discretised import DiscretisedNormal
 
@@ -268,11 +268,7 @@ def test_what_is_not_seen_does_not_count():
 
 
 def test_a_plate_of_particles_repeats_the_chain():
-    model = Diffusion(MLPDenoiser(4, 8, 1), (2, 1, 2), steps=3).double()
-    net = nn.Module()
-    net.flat, net.forward = MLPDenoiser(4, 8, 1), None
-    net.forward = lambda x, time: net.flat(x.flatten(1), time).reshape(x.shape)  # type: ignore
-    model.denoiser = net.double()
+    model = Diffusion(UNetDenoiser(2, width=4, levels=1), (2, 1, 2), steps=3).double()
     x = torch.randn(5, 2, 1, 2, dtype=torch.float64)
     with pyro.plate("particles", 3, dim=-2):
         guide = pyro.poutine.trace(model.guide).get_trace(x=x)
@@ -285,6 +281,24 @@ def test_a_plate_of_particles_repeats_the_chain():
             both = [trace.nodes[name] for trace in (one, program)]
             alone, among = (node["fn"].log_prob(node["value"]) for node in both)
             torch.testing.assert_close(alone, among[i])
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 5)])
+def test_a_u_net_takes_images_of_any_size_and_sees_the_time(size):
+    torch.manual_seed(1)
+    model = Diffusion(
+        UNetDenoiser(2, width=4, levels=3, outputs=2), (2, *size), steps=5, variance="learned"
+    ).double()
+    x = model.prepare(torch.randn(3, 2, *size, dtype=torch.float64))["x"]
+    terms = model.bound(x, Noise.seeded(0, 1))
+    assert bool(torch.isfinite(terms.total).all())
+    with torch.no_grad():
+        early, late = (model.denoiser(x, torch.full((3,), t).to(x)) for t in (0.2, 0.9))
+        alone = model.denoiser(x[1:2], torch.full((1,), 0.2).to(x))
+    assert float((early - late).abs().max()) > 1e-3
+    torch.testing.assert_close(alone, early[1:2])  # no row sees another
+    with pytest.raises(ModelError, match=r"the denoiser fails on rows of \(3, 7, 7\)"):
+        Diffusion(UNetDenoiser(2), (3, 7, 7)).prepare(torch.zeros(1, 3, 7, 7))
 
 
 def test_weights_of_another_diffusion_are_refused():
