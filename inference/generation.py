@@ -36,6 +36,7 @@ def ancestral(
     seed: int = 0,
     corrections: int = 0,
     ratio: float = 0.16,
+    watch: Callable[[int, Tensor], None] | None = None,
     progress: bool | None = None,
 ) -> Tensor:
     """Draws of the model's program, the data being drawn last: (count, *shape).
@@ -47,12 +48,15 @@ def ancestral(
         corrections: unadjusted Langevin steps at each level t with the learned score, of length
             2 (ratio |n| / |score|)^2 (Song et al. 2021, algorithm 5).
         ratio: the signal-to-noise ratio of these steps.
+        watch: called with each t and x_t on the way, T, ..., 1, to look at the chain.
         progress: whether to show a bar; by default on a terminal.
     """
     steps, noise = _table(model), _noise(model, count, seed)
     x = noise.fold(0).normal(*model.shape)
     with bar("ancestral sampling", show=progress) as report:
         for t in range(model.steps, 0, -1):
+            if watch is not None:
+                watch(t, x)
             at = torch.full((count,), t, device=x.device)
             if t == 1:
                 with torch.random.fork_rng():
@@ -65,7 +69,7 @@ def ancestral(
                 score = -_guesses(model, x, t - 1, steps)[1] / steps.noise[t - 2]
                 length = 2 * (ratio * normal.norm() / score.norm()) ** 2
                 x = x + length * score + (2 * length).sqrt() * normal
-            report(1 - t / model.steps, f"t = {t}")
+            report(1 - (t - 1) / model.steps, f"t = {t}")
     return x
 
 
@@ -118,11 +122,18 @@ def ddim(
 
 
 @torch.no_grad()
-def flow_draws(model: Diffusion, count: int, *, seed: int = 0, tolerance: float = 1e-5) -> Tensor:
+def flow_draws(
+    model: Diffusion,
+    count: int,
+    *,
+    seed: int = 0,
+    tolerance: float = 1e-5,
+    progress: bool | None = None,
+) -> Tensor:
     """Draws by the probability-flow ODE from x_T down to x_1: (count, *shape).
 
     Args:
-        model, count, seed: as for ``ancestral``.
+        model, count, seed, progress: as for ``ancestral``.
         tolerance: relative and absolute, of the adaptive Runge-Kutta solver (Dormand-Prince 5).
     """
     table = _table(model)
@@ -130,7 +141,7 @@ def flow_draws(model: Diffusion, count: int, *, seed: int = 0, tolerance: float 
     levels = (table.noise / table.signal).log()
     ends = torch.stack([levels[-1], levels[0]])
     velocity = _velocity(model, levels)
-    return _solve(velocity, x / table.signal[-1], ends, tolerance)[-1]
+    return _solve(velocity, x / table.signal[-1], ends, tolerance, progress)[-1]
 
 
 def flow_log_density(
@@ -140,6 +151,7 @@ def flow_log_density(
     seed: int = 0,
     probes: int | None = None,
     tolerance: float = 1e-5,
+    progress: bool | None = None,
 ) -> Tensor:
     """The log density of rows under the probability flow, in nats: (N,).
 
@@ -154,6 +166,7 @@ def flow_log_density(
         probes: random signs per row that estimate the divergence without bias (Hutchinson); by
             default it is summed exactly up to 32 dimensions, and one probe is used above.
         tolerance: as for ``flow_draws``.
+        progress: as for ``ancestral``.
     """
     table = _table(model)
     x = x.to(table.signal)
@@ -179,16 +192,22 @@ def flow_log_density(
     with torch.no_grad():
         ends = torch.stack([levels[0], levels[-1]])
         start = (x, x.new_zeros(len(x)))
-        y, divergence = _solve(both, start, ends, tolerance)
+        y, divergence = _solve(both, start, ends, tolerance, progress)
         last = (y[-1] * table.signal[-1]).flatten(1)
         constant = dim * (table.signal[-1].log() - 0.5 * np.log(2 * np.pi))
         return constant - 0.5 * last.square().sum(-1) + divergence[-1]
 
 
-def _solve(slope: Any, start: Any, ends: Tensor, tolerance: float) -> Any:
+def _solve(slope: Any, start: Any, ends: Tensor, tolerance: float, progress: bool | None) -> Any:
     """The path at both ends, the last of which the solver steps to rather than beyond."""
     options = {"step_t": ends[1:]}
-    return odeint(slope, start, ends, rtol=tolerance, atol=tolerance, options=options)
+    with bar("probability flow", show=progress) as report:
+
+        def watched(level: Tensor, state: Any) -> Any:
+            report(float((level - ends[0]) / (ends[1] - ends[0])))
+            return slope(level, state)
+
+        return odeint(watched, start, ends, rtol=tolerance, atol=tolerance, options=options)
 
 
 def _velocity(model: Diffusion, levels: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -1,5 +1,6 @@
 """Draws and densities of diffusions whose every step is a known linear map of Gaussians."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -46,6 +47,13 @@ def test_ancestral_draws_have_the_variance_of_the_chain(variance):
     exact = chain_variance(model)
     assert abs(exact / VARIANCE - 1) > 0.02  # twelve steps are few: the chain is not the data
     check_variance(generation.ancestral(model, COUNT, seed=1), exact)
+
+
+def test_the_chain_can_be_watched():
+    seen = {}
+    generation.ancestral(best(), 5000, seed=1, watch=seen.setdefault)
+    assert list(seen) == list(range(12, 0, -1))
+    check_variance(seen[12], 1.0)
 
 
 def test_many_steps_draw_the_data():
@@ -118,6 +126,22 @@ def test_the_flow_has_the_density_of_the_data(kind):
 def test_the_flow_draws_the_data():
     model = best(schedule="linear", steps=1000)
     check_variance(generation.flow_draws(model, COUNT, seed=6), VARIANCE)
+
+
+def test_progress_goes_from_none_to_all(monkeypatch):
+    shares = []
+
+    @contextlib.contextmanager
+    def bar(title, *, show):
+        yield lambda share, text="": shares.append(share)
+
+    monkeypatch.setattr(generation, "bar", bar)
+    for draw in (generation.flow_draws, generation.ancestral, generation.ddim):
+        shares.clear()
+        draw(best(), 2, **({"steps": 12} if draw is generation.ddim else {}))
+        assert all(0 <= share <= 1 for share in shares)
+        assert shares[0] < 0.1
+        assert shares[-1] > 0.9
 
 
 def test_probes_estimate_the_divergence_without_bias():
