@@ -21,6 +21,7 @@ from inference.langevin import MALA, ULA
 from inference.mh import MH
 from inference.nuts import NUTS
 from inference.objectives import ELBO, ImportanceWeighted, Objective
+from inference.pretrained import Pretrained
 from inference.row_wise import RowWise
 from inference.sampling import Sampler
 from inference.smc import SMC
@@ -61,6 +62,7 @@ __all__ = [
     "JointTest",
     "Objective",
     "Posterior",
+    "Pretrained",
     "RowWise",
     "Sampler",
     "Target",

@@ -13,6 +13,7 @@ from inference import psis, row_weights
 from inference.engine import Posterior, Problem
 from inference.finding import Finding
 from inference.training import Settings, Trainer
+from inference.weights import put
 from ppl_models.base import Params
 
 _NUMBERS = 1 << 24  # that the draws of all rows may hold
@@ -30,10 +31,7 @@ def train_rows(problem: Problem, settings: Settings, draws: int) -> Posterior:
     model: Any = problem.model
     trainer = Trainer(problem, settings)
     trained = trainer.run()
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if name in trained.weights:
-                weight.copy_(trained.weights[name])
+    put(model, trained.weights)
     model.trained = True
     sampling = time.perf_counter()
     trace = trained.progress.trace

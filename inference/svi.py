@@ -188,7 +188,7 @@ class SVI(Engine):
     def run(self, problem: Problem) -> Posterior:
         """Ascend the ELBO; its trace is in ``attributes``."""
         if self.by_rows(problem.model):
-            return train_rows(problem, self._training(), self.draws)
+            return train_rows(problem, self.training(), self.draws)
         begin = time.perf_counter()
         name = self._guide(problem.model)
         elbos, steps, settled, over, found = [], 0, True, False, []
@@ -235,7 +235,8 @@ class SVI(Engine):
             return model.guide if isinstance(model, HasGuide) else "mean-field"
         return self.guide
 
-    def _training(self) -> Settings:
+    def training(self) -> Settings:
+        """How weights are trained by rows."""
         return Settings(
             objective=self.objective or ELBO(self.particles or 1),
             steps=self.steps,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LRScheduler, ReduceLROnPlateau
 
 from ppl_models.base import Params
@@ -139,6 +139,14 @@ class Weights:
             warnings.simplefilter("ignore")  # no gradient, no step
             self._shadow.step()  # torch asks for one before the schedule's first
         return made
+
+
+@torch.no_grad()
+def put(model: nn.Module, weights: Params) -> None:
+    """Give a model these weights."""
+    for name, weight in model.named_parameters():
+        if name in weights:
+            weight.copy_(weights[name])
 
 
 def _copied(values: Any) -> Any:

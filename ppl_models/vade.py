@@ -30,7 +30,15 @@ _DEAD = 0.1
 _PRIOR_DRAWS = 4_000
 
 
-class VaDE(Autoencoder, HasPretraining):  # type: ignore[override]
+class Clusters(dist.MixtureSameFamily):
+    """A mixture over real vectors, and said to be so: samplers move on unconstrained values."""
+
+    @property
+    def support(self) -> Any:  # type: ignore[override]
+        return dist.constraints.real_vector
+
+
+class VaDE(Autoencoder, HasPretraining):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A deep mixture: clusters of images, found without labels.
 
     Trained from nothing it puts all images into one cluster or a few; the published recipe trains
@@ -79,7 +87,7 @@ class VaDE(Autoencoder, HasPretraining):  # type: ignore[override]
     def prior(self, like: Tensor, y: Tensor | None = None) -> Any:
         """p(z), c summed out."""
         components = dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
-        return dist.MixtureSameFamily(dist.Categorical(logits=self.logits), components)
+        return Clusters(dist.Categorical(logits=self.logits), components)
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """p(c | z): (..., latent) -> (..., K)."""

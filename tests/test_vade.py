@@ -6,9 +6,9 @@ import torch
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
-from inference import row_weights
+from inference import EM, SVI, Pretrained, fit, row_weights
 from inference.objectives import ELBO
-from ppl_models import DataError, ModelError, VaDE
+from ppl_models import VAE, DataError, EngineError, ModelError, VaDE
 
 
 @pytest.fixture(autouse=True)
@@ -147,3 +147,34 @@ def test_bad_input_is_refused():
         VaDE(3, 2, 8, shape=4).prepare({"x": torch.zeros(3, 4), "y": torch.zeros(3)})
     with pytest.raises(ModelError, match="the encoder returns"):
         VaDE(3, 2, shape=4, encoder=nn.Linear(4, 3)).codes({"x": torch.zeros(3, 4)})
+
+
+# -- the recipe ------------------------------------------------------------------------------------
+
+
+def blobs():
+    """Rows of three groups far apart, and their labels."""
+    labels = torch.arange(240) % 3
+    centres = 4 * torch.eye(3, 6, dtype=torch.float64)
+    return centres[labels] + 0.4 * torch.randn(240, 6, dtype=torch.float64), labels
+
+
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
+def test_three_stages_find_groups_that_are_apart(tmp_path):
+    x, labels = blobs()
+    last = SVI(batch_size=80, steps=60, learning_rate=5e-3, rows=4, draws=4, plateau=False)
+    engine = Pretrained(last, steps=200, em=EM(restarts=4))
+    model = VaDE(3, 2, 16, "gaussian", shape=6).double()
+    result = fit(model, x, engine, store=tmp_path / "run")
+    found = result.model.labels(result.model.prepare(x))
+    groups = [set(found[labels == label].tolist()) for label in range(3)]
+    assert [len(group) for group in groups] == [1, 1, 1]
+    assert len(set.union(*groups)) == 3
+    resumed = fit(model, x, engine, resume=tmp_path / "run")
+    for one, other in zip(result.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_the_recipe_is_for_models_with_codes():
+    with pytest.raises(EngineError, match="Pretrained needs HasPretraining"):
+        fit(VAE(2, 8, "gaussian", shape=4), torch.randn(6, 4), Pretrained())
