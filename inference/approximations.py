@@ -90,7 +90,9 @@ def particles(draws: Arrays) -> list[Finding]:
     first = next(iter(draws.values()))
     size = mixing.distinct(first.reshape(first.shape[0] * first.shape[1], -1)[:, 0])
     of_mean = {k: np.full(v.shape[2:], size**-0.5) for k, v in draws.items()}
-    of_sd = {k: np.sqrt((mixing.kurtosis(v) - 1) / (4 * size)) for k, v in draws.items()}
+    # kurtosis is at least 1, and of two draws 1 but for rounding
+    excess = {k: np.maximum(mixing.kurtosis(v) - 1, 0.0) for k, v in draws.items()}
+    of_sd = {k: np.sqrt(v / (4 * size)) for k, v in excess.items()}
     return found + rough(of_mean, of_sd, "raise draws, particles or proposals") + tails(draws)
 
 
