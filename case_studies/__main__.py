@@ -24,7 +24,7 @@ from case_studies.command import (
 
 app = typer.Typer(help="Bayesian models by interchangeable engines.", no_args_is_help=True)
 
-_NO_STUDIES = ("command", "images", "study")
+_NO_STUDIES = ("command", "images", "study", "toys")
 
 
 def studies() -> dict[str, str]:
