@@ -148,7 +148,8 @@ def relative_mcse_sd(x: np.ndarray) -> np.ndarray:
 
     def error(draws: np.ndarray) -> np.ndarray:
         square = np.square(draws - draws.mean((0, 1)))
-        return np.sqrt((_kurtosis(square) - 1) / (4 * _ess(_split(square))))
+        excess = np.maximum(_kurtosis(square) - 1, 0.0)  # below zero by rounding alone
+        return np.sqrt(excess / (4 * _ess(_split(square))))
 
     return blockwise(error, x)
 
