@@ -102,6 +102,7 @@ def test_the_chain_and_what_is_hidden_have_the_exact_moments(name):
     check(found(MODEL, engine), known(MODEL), FAMILY)
 
 
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")  # few particles on purpose
 def test_the_evidence_of_what_is_seen_is_unbiased():
     model = normal_model(30)
     data = {"x": [[Y, np.nan, np.nan]] * 2, "seen": SEEN}
