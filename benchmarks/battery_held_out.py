@@ -1,7 +1,7 @@
 """The second half of the battery: posteriors, engines and budgets that no threshold was chosen on.
 
-Written after the thresholds were fixed and run once; other dimensions, data and shapes than in
-``battery_cases``. Truth is by closed forms, or by quadrature where there are at most three
+No threshold was chosen by their findings, though one changed after they were written; other
+dimensions, data and shapes than in ``battery_cases``. Truth is by closed forms, or by quadrature where there are at most three
 parameters.
 """
 

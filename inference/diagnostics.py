@@ -44,7 +44,7 @@ def diagnose(fit: Any, *, search: bool = False) -> list[Finding]:
     >>> draws[0] += 3
     >>> group = arviz_bridge.dataset({"mu": draws}, {}, ("chain", "draw"), {})
     >>> [finding.name for finding in diagnose(arviz_bridge.build({"posterior": group}, {}))]
-    ['r_hat', 'ess']
+    ['r_hat', 'mcse']
     """
     if not hasattr(fit, "findings"):
         return joined(_of_arviz(fit), [])
