@@ -1,9 +1,8 @@
 """The second half of the battery: posteriors, engines and budgets that no threshold was chosen on.
 
-No threshold was chosen by their findings, though one changed after they were written; other
-dimensions, data and shapes than in ``battery_cases``. Truth is by closed forms, or by quadrature where there are at most three
-parameters.
-"""
+No threshold was chosen by their findings, though one changed after they were written. Other
+dimensions, data and shapes than in ``battery_cases``. Truth is by closed forms, or by quadrature
+where there are at most three parameters.
 
 from __future__ import annotations
 
