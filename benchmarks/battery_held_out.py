@@ -3,6 +3,7 @@
 No threshold was chosen by their findings, though one changed after they were written. Other
 dimensions, data and shapes than in ``battery_cases``. Truth is by closed forms, or by quadrature
 where there are at most three parameters.
+"""
 
 from __future__ import annotations
 
