@@ -83,6 +83,10 @@ class Pretrained(Engine):
     def check(self, model: Any, program: Program) -> None:
         super().check(model, program)
         self.engine.check(model, program)
+        if not self.engine.by_rows(model):
+            raise EngineError(
+                "Pretrained(SVI(guide=...)): the model is trained with its own guide; leave it out"
+            )
 
     def check_store(self, model: Any) -> None:
         self.engine.check_store(model)
@@ -106,6 +110,8 @@ class Pretrained(Engine):
         )
         model: Any = problem.model
         trained = Trainer(replace(problem, records=InMemory()), training).run()
+        if any(finding.name == "interrupted" for finding in trained.findings):
+            raise KeyboardInterrupt
         put(model, trained.weights)
 
     def _cluster(self, problem: Problem) -> list[Finding]:

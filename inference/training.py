@@ -67,6 +67,7 @@ class Training(NamedTuple):
     """Everything that the next step depends on."""
 
     moved: Moved
+    safe: Moved  # at the last look, to go back to
     progress: Progress
     losses: Tensor  # (K,) since the last look
     seconds: float
@@ -129,12 +130,16 @@ class Trainer:
         losses: list[Tensor] = []
         begun, saved = time.perf_counter(), records.saved()
         if saved is not None:
-            like = Training(self.weights.saved(), at, torch.empty(0), 0.0)
+            begin = self.weights.saved()
+            like = Training(begin, begin, at, torch.empty(0), 0.0)
             old = saved.part("training", like, self.problem.device)
             at, losses = old.progress, list(old.losses.unbind())
             self.weights.restore(old.moved, at.step)
             begun -= old.seconds
-        safe, found, settled, stopped = (self.weights.saved(), at), [], False, False
+            safe, looked = old.safe, at._replace(step=at.step - len(losses))
+        else:
+            safe, looked = self.weights.saved(), at
+        found, settled, stopped = [], False, False
         self.model.train()
         try:
             while at.step < steps and not (settled or stopped):
@@ -143,23 +148,23 @@ class Trainer:
                 stopped = clock.over
                 if at.step % self.look == 0 or at.step == steps or stopped:
                     seconds = time.perf_counter() - begun
-                    at, settled = self._looked(at, safe[0], losses, seconds)
-                    safe, losses = (self.weights.saved(), at), []
+                    at, settled = self._looked(at, safe, losses, seconds)
+                    (safe, looked), losses = (self.weights.saved(), at), []
                     clock.met()
                     self.problem.report(at.step / steps, self._words(at, seconds))
                 if records.due():
-                    self._save(at, losses, begun)
+                    self._save(at, safe, losses, begun)
         except KeyboardInterrupt:
             # perhaps in the midst of a step: back to the last look
-            at, losses = safe[1], []
+            at, losses = looked, []
             if not at.step:
                 raise
-            self.weights.restore(safe[0], at.step)
+            self.weights.restore(safe, at.step)
             text = f"interrupted: kept the weights after {at.step} steps"
             found.append(Finding("interrupted", "warning", at.step, text, records.remedy))
         finally:
             self.model.eval()
-        self._save(at, losses, begun)
+        self._save(at, safe, losses, begun)
         if not (settled or found) and (stopped or self.settings.plateau):
             name, remedy = ("seconds", "give more seconds") if stopped else ("steps", "raise steps")
             found.append(unsettled(name, at.step, "the bound", records.remedy or remedy))
@@ -251,10 +256,10 @@ class Trainer:
 
     # -- the rest ----------------------------------------------------------------------------------
 
-    def _save(self, at: Progress, losses: list[Tensor], begun: float) -> None:
+    def _save(self, at: Progress, safe: Moved, losses: list[Tensor], begun: float) -> None:
         kept = torch.stack(losses) if losses else torch.empty(0)
         seconds = time.perf_counter() - begun
-        training = Training(self.weights.saved(), at, kept, seconds)
+        training = Training(self.weights.saved(), safe, at, kept, seconds)
         self.problem.records.save({"training": training})
 
     def _split(self, number: int) -> tuple[Tensor, Tensor]:

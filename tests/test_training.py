@@ -189,8 +189,36 @@ def test_ctrl_c_keeps_the_weights_of_the_last_look_and_goes_on(tmp_path, monkeyp
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "_move", interrupted)
         stopped = fit(Linear(), {"x": X}, BASE, store=tmp_path / "run")
-    assert "interrupted: kept the weights after 100 steps" in stopped.warnings[0]
-    assert "resume=" in stopped.warnings[0]
+    (told,) = [finding.text for finding in stopped.findings if finding.name == "interrupted"]
+    assert "interrupted: kept the weights after 100 steps" in told
+    assert "resume=" in told
+    resumed = fit(Linear(), {"x": X}, BASE, resume=tmp_path / "run")
+    assert torch.equal(weights(resumed), weights(whole))
+
+
+@pytest.mark.parametrize("moment", [130, 260])
+def test_a_training_that_goes_on_is_undone_as_one_that_never_stopped(moment, tmp_path, monkeypatch):
+    step = Trainer._move
+
+    def poisoned(self, at):
+        loss = step(self, at)
+        return loss * math.nan if at.step == 270 else loss
+
+    monkeypatch.setattr(Trainer, "_move", poisoned)
+    whole = fit(Linear(), {"x": X}, BASE)
+    assert any(finding.name == "rollbacks" for finding in whole.findings)
+    calls = itertools.count(1)
+    monkeypatch.setattr(RunStore, "due", lambda self: next(calls) == moment)
+
+    def killed(self, at):
+        if at.step == moment:
+            raise Killed
+        return poisoned(self, at)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_move", killed)
+        with pytest.raises(Killed):
+            fit(Linear(), {"x": X}, BASE, store=tmp_path / "run")
     resumed = fit(Linear(), {"x": X}, BASE, resume=tmp_path / "run")
     assert torch.equal(weights(resumed), weights(whole))
 
