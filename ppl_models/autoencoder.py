@@ -151,7 +151,8 @@ class Autoencoder(HasRows):
 
     def one_hot(self, y: Tensor, like: Tensor) -> Tensor:
         """Labels (B,) as (B, classes), with the device and dtype of ``like``."""
-        return nn.functional.one_hot(y.long(), self.classes).to(like)
+        # torch's one_hot looks at the values, which no traced graph can
+        return (y[..., None] == torch.arange(self.classes, device=y.device)).to(like)
 
     # -- data --------------------------------------------------------------------------------------
 

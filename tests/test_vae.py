@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 from torch import nn
 from torch.distributions import MultivariateNormal, Normal
 
-from inference import row_weights, target
+from inference import HMC, SVI, RowWise, fit, row_weights, target
 from inference.objectives import ELBO, ImportanceWeighted
 from ppl_models import VAE, ConditionalVAE, DataError, ModelError
 from ppl_models.autoencoder import activity
@@ -312,3 +312,16 @@ def test_networks_of_the_wrong_size_are_told(networks, words):
     model = VAE(2, 8, shape=4, **networks)
     with pytest.raises(ModelError, match=words):
         ELBO().losses(model, model.prepare(X))
+
+
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
+def test_a_conditional_model_is_trained_by_a_traced_step_and_sampled_row_by_row():
+    model = ConditionalVAE(2, 8, "gaussian", shape=4, classes=3).double()
+    data = {"x": torch.randn(30, 4, dtype=torch.float64), "y": torch.arange(30) % 3}
+    assert torch.equal(model.one_hot(data["y"], data["x"])[:3], torch.eye(3, dtype=torch.float64))
+    engine = SVI(batch_size=10, steps=20, rows=3, draws=4, plateau=False, tier="traced")
+    trained = fit(model, data, engine)
+    assert trained.posterior.attributes["tier"] == "traced"
+    few = {name: value[:2] for name, value in data.items()}
+    chains = fit(trained.model, few, RowWise(HMC(chains=2, warmup=40, draws=10)))
+    assert chains.posterior.draws["z"].shape == (2, 10, 2, 2)
