@@ -18,6 +18,7 @@ from inference.gibbs import Gibbs
 from inference.hmc import HMC
 from inference.importance import ImportanceSampling
 from inference.langevin import MALA, ULA
+from inference.mcem import MCEM
 from inference.mh import MH
 from inference.nuts import NUTS
 from inference.objectives import ELBO, ImportanceWeighted, Objective
@@ -41,6 +42,7 @@ __all__ = [
     "EM",
     "HMC",
     "MALA",
+    "MCEM",
     "MH",
     "NUTS",
     "SMC",

@@ -28,11 +28,11 @@ from inference.hmc import HMC
 from inference.moves import transition
 from inference.proposal import Proposal
 from inference.row_wise import check_sampler
-from inference.rows import Rows, against
+from inference.rows import Rows, against, pooled_scale
 from inference.sampling import Sampler, Tuning
 from inference.smc import systematic
 from inference.tempering import Tempered, difference
-from ppl_models.base import HasRows, Model
+from ppl_models.base import HasRows, Model, Params
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -133,16 +133,24 @@ class Annealing:
         engine: the settings.
         problem: of a model with its weights.
         noise: one stream.
+        weights: of the model, where their values may change in place; then ``adapt`` anew.
     """
 
-    def __init__(self, engine: AIS, problem: Problem, noise: Noise) -> None:
+    def __init__(
+        self, engine: AIS, problem: Problem, noise: Noise, weights: Params | None = None
+    ) -> None:
         self.engine, self.problem = engine, problem
         self.rows = Rows(problem)
         self.points = self.rows.number * engine.chains
         program, self._proposal = self._reference()
-        self.posterior = self.rows.target(engine.chains)
-        self.reference = self.rows.target(engine.chains, density=against(program, self.rows))
+        density = against(program, self.rows)
+        self.posterior = self.rows.target(engine.chains, weights=weights)
+        self.reference = self.rows.target(engine.chains, weights=weights, density=density)
         self.dim, self.dtype, self.device = self.rows.dim, problem.dtype, problem.device
+        self.adapt(noise)
+
+    def adapt(self, noise: Noise) -> None:
+        """Learn the step sizes and scales by a pilot run."""
         self.tunings = self._pilot(noise)
 
     def forward(self, noise: Noise) -> Weighted:
@@ -199,14 +207,14 @@ class Annealing:
         ladder = self._ladder(max(10, self.engine.temperatures // _COARSER))
         goal = kernel.acceptance_target(self.dim)
         mass = kernel.mass_matrix(self.dim) or "diagonal"
-        tuning = Tuning(x.new_ones(len(x)), self._scale(x, mass))
+        tuning = Tuning(x.new_ones(len(x)), pooled_scale(x, self.rows.number, mass))
         target = Tempered(self, ladder[0].expand(len(x))).as_target()
         step = kernel.first_step_size(target, x, tuning, stream)
         log_step = warmup.pooled(step.log(), self.rows.number)
         tunings = []
         for j, b in enumerate(ladder):
             target = Tempered(self, b.expand(len(x))).as_target()
-            tuning = Tuning(log_step.exp(), self._scale(x, mass))
+            tuning = Tuning(log_step.exp(), pooled_scale(x, self.rows.number, mass))
             for move in range(2 if j else _SETTLING):
                 tuning = tuning._replace(step_size=log_step.exp().contiguous())
                 moved = transition(kernel, target, x, tuning, stream.fold(j, move))
@@ -217,13 +225,6 @@ class Annealing:
                     log_step = log_step + change.repeat_interleave(self.engine.chains)
             tunings.append(tuning._replace(step_size=log_step.exp().contiguous()))
         return tunings
-
-    def _scale(self, x: Tensor, mass: warmup.Mass) -> Tensor:
-        """That of all chains about the means of their rows."""
-        grouped = x.unflatten(0, (self.rows.number, -1))
-        chains = self.engine.chains
-        away = (grouped - grouped.mean(1, keepdim=True)) * (chains / (chains - 1)) ** 0.5
-        return warmup.scale_of(away.flatten(0, 1), mass).contiguous()
 
 
 def log_mean(log_weight: Tensor) -> Tensor:

@@ -143,7 +143,7 @@ def guide_weights(problem: Problem, samples: int) -> Tensor:
     model: Any = problem.model
     numbers = sum(value.numel() for value in problem.data.values() if isinstance(value, Tensor))
     size = max(2, _NUMBERS // max(1, numbers))
-    torch.manual_seed(problem.noise(1).fold(5).integers()[0])
+    problem.noise(1).fold(5).seed_torch()
     parts = [
         row_weights.weigh(model, problem.data, min(size, samples - first)).log_weight
         for first in range(0, samples, size)

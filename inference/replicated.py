@@ -72,6 +72,7 @@ class Replicated:
         self.dtype, self.device = self.problem.dtype, self.problem.device
         self.calls = 0
         self._single: list[Any] = []  # one, when traced; shared by copies
+        self._constraint: list[Any] = []  # likewise
         self._graphs: dict[int, Any] = {}
         self._densities: dict[int, Any] = {}
         self._seldom_graphs: dict[int, Any] = {}
@@ -132,6 +133,20 @@ class Replicated:
 
         return framed
 
+    def constrain(self, x: Tensor) -> Params:
+        """Values of the sites: (C, D) -> {site: (C, *shape)}."""
+        sites = [site.name for site in self.problem.program.sites]
+        own = self._values(len(x))
+        if not self._constraint:
+
+            def single(point: Tensor, *values: Tensor) -> Any:
+                constrained = self._bound(values).constrain(point)
+                return tuple(constrained[name] for name in sites)
+
+            traced: Any = graph.trace(single, x[0], *(v[0] for v in own))
+            self._constraint.append(traced)
+        return dict(zip(sites, vmap(self._constraint[0])(self._position(x), *own), strict=True))
+
     def start(self, noise: Noise) -> Tensor:
         """``first`` where it is given and finite; else as ``Target.start`` draws: (C, D)."""
         if self.first is None:
@@ -150,13 +165,17 @@ class Replicated:
 
     def _log_density(self, x: Tensor, *inputs: Tensor) -> Tensor:
         own, shared = inputs[: len(self.fields)], inputs[len(self.fields) :]
-        data = {**self.problem.data, **dict(zip(self.fields, own, strict=True))}
-        program = rebound(self.problem.program, data)
+        program = self._bound(own)
         if not self.weights:
             return self.density(program, x)
         named = dict(zip(self.weights, shared, strict=True))
         model: Any = self.problem.model
         return with_weights(model, named, lambda: self.density(program, x))
+
+    def _bound(self, own: tuple[Tensor, ...]) -> Program:
+        """The program of one chain's data."""
+        data = {**self.problem.data, **dict(zip(self.fields, own, strict=True))}
+        return rebound(self.problem.program, data)
 
     def _values(self, points: int) -> list[Tensor]:
         return [v.expand(points, *v.shape[1:]) for v in self.fields.values()]

@@ -51,7 +51,7 @@ def train_rows(problem: Problem, settings: Settings, draws: int) -> Posterior:
     findings = list(trained.findings)
     latents, unconstrained = {}, None
     if problem.program.dim:
-        latents, unconstrained, log_weight = _draws(problem, draws)
+        latents, unconstrained, log_weight = guide_draws(problem, draws)
         attributes["rows_drawn"] = log_weight.shape[1]
         findings += _weights_of_rows(log_weight, attributes)
     end = time.perf_counter()
@@ -67,7 +67,7 @@ def train_rows(problem: Problem, settings: Settings, draws: int) -> Posterior:
 
 
 @torch.no_grad()
-def _draws(problem: Problem, draws: int) -> tuple[Params, Tensor, Tensor]:
+def guide_draws(problem: Problem, draws: int) -> tuple[Params, Tensor, Tensor]:
     """Draws of the guide, unconstrained ones (1, S, D), and log weights by row (S, rows)."""
     model: Any = problem.model
     dim = problem.program.dim

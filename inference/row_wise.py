@@ -25,7 +25,7 @@ from inference.stopping import Until
 from ppl_models.base import HasRows, Model
 from ppl_models.errors import EngineError
 
-_FEWEST = 20  # transitions of warm-up that can tell a row's centre and spread
+_FEWEST = 60  # transitions of warm-up, a third of which can tell a row's centre and spread
 
 _MERGED: dict[str, Callable[[Tensor], Tensor]] = {
     "lp": lambda each: each.sum(-1),
@@ -41,8 +41,8 @@ class RowWise(Engine):
     """A sampler over the latents of a model whose weights are trained, row by row (``HasRows``).
 
     Every row has ``sampler.chains`` chains, which begin at draws of the guide where the model has
-    one. The first half of warm-up finds the centre and the spread of each row, which standardise
-    it; the second learns a scale for all rows together, and a step size for each.
+    one. The first third of warm-up finds the centre and the spread of each row, which standardise
+    it; the rest learns a scale for all rows together, and a step size for each.
 
     Args:
         sampler: such as ``NUTS(chains=4)``, ``HMC()``, ``MALA()`` or ``MH()``, with its settings
@@ -70,19 +70,26 @@ class RowWise(Engine):
         super().check(model, program)
         self.sampler.check(model, program)
 
-    @torch.no_grad()
     def run(self, problem: Problem) -> Posterior:
         """Find each row's frame, then sample."""
+        return self.run_from(problem, None)
+
+    @torch.no_grad()
+    def run_from(self, problem: Problem, first: Tensor | None) -> Posterior:
+        """The same from given points, (rows * chains, D); from draws of the guide where None."""
         begin = time.perf_counter()
         rows, chains = Rows(problem), self.sampler.chains
         target = rows.target(chains)
-        guide = rows.guide()
-        if guide is not None:
-            target = target.starting_at(rows.drawn(guide, problem.noise(1).fold(7), chains))
+        if first is None:
+            guide = rows.guide()
+            noise = problem.noise(1).fold(7)
+            first = None if guide is None else rows.drawn(guide, noise, chains)
+        if first is not None:
+            target = target.starting_at(first)
         engine = dataclasses.replace(self.sampler, chains=rows.number * chains)
         if engine.warmup >= _FEWEST:
             target = self._framed(rows, target, engine)
-            engine = dataclasses.replace(engine, warmup=engine.warmup - engine.warmup // 2)
+            engine = dataclasses.replace(engine, warmup=engine.warmup - engine.warmup // 3)
         framed = time.perf_counter()
         own = engine.run(rows_problem(rows, target))
         points = own.unconstrained
@@ -110,10 +117,10 @@ class RowWise(Engine):
 
     def _framed(self, rows: Rows, target: Replicated, engine: Sampler) -> Replicated:
         """The target in the frame that a first run finds, its chains where that run left them."""
-        warmup = engine.warmup // 2
+        warmup = engine.warmup // 3
         first = dataclasses.replace(engine, warmup=warmup // 2, draws=warmup - warmup // 2)
         problem = rows_problem(rows, target)
-        share = 0.5 * engine.warmup / (engine.warmup + engine.draws)
+        share = warmup / (engine.warmup + engine.draws)
         quiet = dataclasses.replace(
             problem,
             until=Until(seconds=problem.until.seconds),

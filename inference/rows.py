@@ -21,8 +21,9 @@ from inference.finding import Finding
 from inference.program import Program
 from inference.proposal import Proposal
 from inference.replicated import Density, Replicated, ReplicatedProblem, chains_of, rebound
+from inference.warmup import Mass, scale_of
 from ppl_models.base import Data, HasRows, Params
-from ppl_models.errors import ModelError
+from ppl_models.errors import EngineError, ModelError
 from ppl_models.noise import Noise
 
 _REMEDY = "write it for any number of rows by torch operations alone, without branches on values"
@@ -41,12 +42,13 @@ class Rows:
         self.number = self.model.rows(problem.data)
         first = torch.zeros(1, dtype=torch.int64, device=problem.device)
         one = self.model.take(problem.data, first)
-        self.fields = {
-            name: value[:, None]
+        self._names = [
+            name
             for name, value in problem.data.items()
             if isinstance(value, Tensor) and value.dim() and len(value) == self.number
             if len(one[name]) == 1
-        }
+        ]
+        self.fields = self.fields_of(problem.data)
         self.problem = dataclasses.replace(
             problem, data=one, program=_of_one_row(self.model, one, problem)
         )
@@ -69,13 +71,13 @@ class Rows:
             own = dataclasses.replace(own, weights=weights or {}, density=density)
         return own.with_fields(chains_of(self.fields, chains))
 
+    def fields_of(self, data: Data) -> Data:
+        """What differs between the rows of these or of other data: {name: (rows, 1, *shape)}."""
+        return {name: data[name][:, None] for name in self._names}
+
     def split(self, x: Tensor) -> Tensor:
         """Points of the whole program as those of its rows: (..., rows * D) -> (..., rows, D)."""
-        parts = [
-            x[..., site.offset : site.offset + site.size].unflatten(-1, (self.number, -1))
-            for site in self.whole.program.sites
-        ]
-        return torch.cat(parts, -1)
+        return split(self.whole.program, x, self.number)
 
     def joined(self, x: Tensor) -> Tensor:
         """The inverse: (..., rows, D) -> (..., rows * D)."""
@@ -93,7 +95,7 @@ class Rows:
 
     def drawn(self, proposal: Proposal, noise: Noise, chains: int) -> Tensor:
         """Draws of a program over the latents, so many of each row: (rows * chains, D)."""
-        return self.chained(self.split(proposal.draw(noise, chains)[0][0]))
+        return self.chained(drawn(self.whole, proposal, noise, chains, self.number))
 
     def chained(self, x: Tensor) -> Tensor:
         """(chains, rows, ...) as a batch: (rows * chains, ...)."""
@@ -123,6 +125,40 @@ class Rows:
                 f"by one {float(apart):.8g}: they are not independent given the weights; keep what "
                 "they share out of the program, and set batch normalisation by model.eval()"
             )
+
+
+def split(program: Program, x: Tensor, rows: int) -> Tensor:
+    """Points of a program as those of its rows: (..., rows * D) -> (..., rows, D)."""
+    parts = [
+        x[..., site.offset : site.offset + site.size].unflatten(-1, (rows, -1))
+        for site in program.sites
+    ]
+    return torch.cat(parts, -1)
+
+
+def drawn(problem: Problem, proposal: Proposal, noise: Noise, chains: int, rows: int) -> Tensor:
+    """Draws of a program over the latents of all rows: (chains, rows, D)."""
+    try:
+        return split(problem.program, proposal.draw(noise, chains)[0][0], rows)
+    except NotImplementedError as error:
+        raise EngineError(
+            "the prior of the latents is improper (flat), so that nothing can be drawn from it; "
+            "give it a scale"
+        ) from error
+
+
+def pooled_scale(x: Tensor, rows: int, mass: Mass) -> Tensor:
+    """The scale of all chains about the means of their rows: (rows * chains, D).
+
+    Of one chain for each row there is none: ones.
+    """
+    grouped = x.unflatten(0, (rows, -1))
+    chains = grouped.shape[1]
+    if chains == 1:
+        ones = x.new_ones(x.shape[1])
+        return ones if mass == "diagonal" else torch.diag(ones)
+    away = (grouped - grouped.mean(1, keepdim=True)) * (chains / (chains - 1)) ** 0.5
+    return scale_of(away.flatten(0, 1), mass).contiguous()
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def step_function(
     tier: TierChoice,
     steps: int,
     precision: Precision | None = None,
+    refresh: bool = True,
 ) -> Step:
     """The step for minibatches like ``like``.
 
@@ -54,10 +55,11 @@ def step_function(
         tier: of evaluation; "auto" decides by the graph and the number of steps.
         steps: how many are ahead.
         precision: "bfloat16" runs the networks in it (autocast) and keeps weights as they are.
+        refresh: whether every step sees its rows ``model.refreshed``.
 
     Raises ``ModelError`` where no weight takes a gradient.
     """
-    plain = _plain(model, objective, like, precision)
+    plain = _plain(model, objective, like, precision, refresh=refresh)
     weights = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
     names, fields = list(weights), [k for k, v in like.items() if isinstance(v, Tensor)]
     examples = [*weights.values(), *(like[name] for name in fields)]
@@ -105,7 +107,12 @@ def step_function(
 
 
 def _plain(
-    model: HasRows, objective: Objective, like: Data, precision: Precision | None
+    model: HasRows,
+    objective: Objective,
+    like: Data,
+    precision: Precision | None,
+    *,
+    refresh: bool,
 ) -> Callable[[Params, Data], tuple[Tensor, ...]]:
     """Loss and gradients by autograd: what all tiers must reproduce."""
     fixed = {name: value for name, value in like.items() if not isinstance(value, Tensor)}
@@ -114,7 +121,8 @@ def _plain(
 
     def losses(batch: Data) -> Tensor:
         with torch.autocast(first.device.type, torch.bfloat16, enabled=low):
-            return objective.losses(model, model.refreshed({**fixed, **batch}))
+            data = {**fixed, **batch}
+            return objective.losses(model, model.refreshed(data) if refresh else data)
 
     @torch.enable_grad()
     def function(weights: Params, batch: Data) -> tuple[Tensor, ...]:

@@ -1,8 +1,8 @@
 """Models: Pyro programs with the closed forms they have to offer.
 
 Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``HasEM``,
-``HasMeanField``, ``HasConditionals``, ``HasGuide``, ``HasRows`` and ``HasPretraining`` are the
-capabilities that engines ask for.
+``HasMeanField``, ``HasConditionals``, ``HasGuide``, ``HasRows``, ``HasMStep`` and
+``HasPretraining`` are the capabilities that engines ask for.
 """
 
 from ppl_models.base import (
@@ -10,6 +10,7 @@ from ppl_models.base import (
     HasEM,
     HasGuide,
     HasMeanField,
+    HasMStep,
     HasPretraining,
     HasRows,
     Model,
@@ -39,6 +40,7 @@ __all__ = [
     "HasConditionals",
     "HasEM",
     "HasGuide",
+    "HasMStep",
     "HasMeanField",
     "HasPretraining",
     "HasRows",

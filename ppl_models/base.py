@@ -240,3 +240,15 @@ class HasPretraining(HasRows):
     @abstractmethod
     def adopt(self, mixture: Params) -> None:
         """Start the clusters from ``weights`` (K,), ``mean`` and variances (K, latent)."""
+
+
+class HasMStep(HasRows):
+    """Some weights have a closed-form M step given draws of the latents, for Monte Carlo EM."""
+
+    @abstractmethod
+    def statistics(self, data: Data, latents: Params) -> Params:
+        """Sufficient statistics of data with latents {site: (K, B, *event)}, as means over both."""
+
+    @abstractmethod
+    def maximiser(self, statistics: Params) -> Params:
+        """The weights, by their names in the module, at which the mean log joint is highest."""

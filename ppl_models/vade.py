@@ -21,13 +21,15 @@ from torch.distributions import Normal, kl_divergence
 
 from ppl_models import likelihoods
 from ppl_models.autoencoder import Autoencoder, Binarise, positive
-from ppl_models.base import Data, HasPretraining, Params
+from ppl_models.base import Data, HasMStep, HasPretraining, Params
 from ppl_models.errors import ModelError
 
 _DEAD = 0.1
 """A cluster is dead below this share of an equal weight."""
 
 _PRIOR_DRAWS = 4_000
+
+_FLOOR = 1e-6  # of shares and variances after an M step: that of a cluster without draws
 
 
 class Clusters(dist.MixtureSameFamily):
@@ -38,7 +40,7 @@ class Clusters(dist.MixtureSameFamily):
         return dist.constraints.real_vector
 
 
-class VaDE(Autoencoder, HasPretraining):  # pyright: ignore[reportIncompatibleMethodOverride]
+class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportIncompatibleMethodOverride]
     """A deep mixture: clusters of images, found without labels.
 
     Trained from nothing it puts all images into one cluster or a few; the published recipe trains
@@ -93,6 +95,29 @@ class VaDE(Autoencoder, HasPretraining):  # pyright: ignore[reportIncompatibleMe
         """p(c | z): (..., latent) -> (..., K)."""
         components = dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
         return (self.logits + components.log_prob(z[..., None, :])).softmax(-1)
+
+    # -- the mixture's M step ----------------------------------------------------------------------
+
+    def statistics(self, data: Data, latents: Params) -> Params:
+        """The shares of the clusters, and the sums of z and its squares in each, as means."""
+        z = latents["z"].flatten(0, 1)  # (K B, latent)
+        known = self.responsibilities(z)
+        return {
+            "share": known.mean(0),
+            "sum": known.mT @ z / len(z),
+            "square": known.mT @ z.square() / len(z),
+        }
+
+    def maximiser(self, statistics: Params) -> Params:
+        """Shares, means and standard deviations of the clusters: those of a mixture's EM."""
+        share = statistics["share"].clamp(min=_FLOOR)
+        mean = statistics["sum"] / share[:, None]
+        variance = statistics["square"] / share[:, None] - mean.square()
+        return {
+            "logits": (share / share.sum()).log(),
+            "mean": mean,
+            "log_sd": variance.clamp(min=_FLOOR).log() / 2,
+        }
 
     _of_rows = "Expected pixels, a row for each cluster from 0 on."
 
