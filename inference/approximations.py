@@ -76,7 +76,7 @@ def particles(draws: Arrays) -> list[Finding]:
     """Findings on independent draws, some of them copies: particles (run, draw, *event)."""
     if not draws:
         return []
-    found = broken(draws)
+    found = broken(draws, chains=False)
     if len(next(iter(draws.values()))) > 1:
         name, value = worst({k: mixing.r_hat(v) for k, v in draws.items()}, np.nanargmax)
         if value > R_HAT:

@@ -94,7 +94,7 @@ def chains(draws: Arrays, stats: Arrays, invariants: Arrays | None = None) -> li
     if length < 4:
         text = f"only {length} draws per chain: nothing can be judged"
         return [Finding("draws", "error", length, text, "raise draws")]
-    found = broken(draws)
+    found = broken(draws, chains=True)
     if number > 1:
         found += _mixing(draws, stats, invariants or {})
     else:

@@ -17,8 +17,8 @@ SURE = 2.0
 Arrays = Mapping[str, np.ndarray]
 
 
-def broken(draws: Arrays) -> list[Finding]:
-    """Draws that are not finite, and chains that never moved."""
+def broken(draws: Arrays, *, chains: bool) -> list[Finding]:
+    """Draws that are not finite, and chains that never moved, or runs of one particle."""
     found = []
     infinite = [name for name, value in draws.items() if not np.isfinite(value).all()]
     if infinite:
@@ -30,16 +30,13 @@ def broken(draws: Arrays) -> list[Finding]:
     stuck = np.logical_and.reduce(still)
     if stuck.any():
         which = ", ".join(str(c) for c in np.flatnonzero(stuck))
-        found.append(
-            Finding(
-                "stuck",
-                "error",
-                float(stuck.sum()),
-                f"chain {which} never moved: no proposal was accepted",
-                "the step size or the proposal does not fit this posterior: lengthen warmup or "
-                "check the starting point",
-            )
-        )
+        text = f"all draws of run {which} are copies of one particle"
+        remedy = "raise particles, or give a reference or a path nearer to the posterior"
+        if chains:
+            text = f"chain {which} never moved: no proposal was accepted"
+            remedy = "the step size or the proposal does not fit this posterior: lengthen warmup "
+            remedy += "or check the starting point"
+        found.append(Finding("stuck", "error", float(stuck.sum()), text, remedy))
     return found
 
 

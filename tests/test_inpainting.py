@@ -136,6 +136,7 @@ def test_guidance_without_its_weights_is_noticed(broken, monkeypatch):
     assert surprises(draws, known(MODEL), FAMILY)
 
 
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")  # that runs differ, as it does
 def test_rows_have_particles_of_their_own():
     data = {"x": [[Y, 0, 0], [-Y, 0, 0]], "seen": SEEN}
     both = fit(MODEL, data, TwistedSMC(runs=32, particles=400), seed=5).predict()["x"]
@@ -145,6 +146,7 @@ def test_rows_have_particles_of_their_own():
             assert abs(student(both[:, :, row, d].numpy() - mean[d])) < 4.5
 
 
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")  # those beside the expected one
 def test_what_it_cannot_draw_is_refused():
     def program(y):
         return None
@@ -157,4 +159,5 @@ def test_what_it_cannot_draw_is_refused():
         TwistedSMC(threshold=2)
     data = {"x": [[6.0, 0.0, 0.0]], "seen": SEEN}
     with pytest.warns(InferenceWarning, match="effective particles of 8"):
-        fit(MODEL, data, TwistedSMC(particles=8, runs=1))
+        found = fit(MODEL, data, TwistedSMC(particles=8, runs=1))
+    assert any("all draws of run 0 are copies of one particle" in text for text in found.warnings)
