@@ -676,6 +676,7 @@ def positive(y):
     pyro.sample("y", dist.Normal(m, 1.0).expand([len(y)]).to_event(1), obs=y)
 
 
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")  # those beside the expected one
 def test_a_poor_proposal_is_reported():
     with pytest.warns(
         InferenceWarning, match=r"Pareto k-hat.*few draws carry the weight.*or use N"
@@ -734,7 +735,8 @@ def test_a_flat_prior_needs_no_maximum_to_be_refused_by_laplace():
 def test_the_flat_prior_of_a_regression_has_the_maximum_likelihood_mode():
     assert isinstance(ORing(prior="flat").prior, FlatPrior)
     fitted = quietly(ORing(prior="flat"), None, SVI(guide="laplace", draws=DRAWS, tier="traced"))
-    assert [finding.name for finding in fitted.findings] == ["shift"]  # its skewness is said
+    # its skewness is said: by NUTS the posterior's mean is 0.46 sds off, and its sd 1.16 of this one
+    assert {finding.name for finding in fitted.findings} == {"shift", "sd_ratio"}
     point = fit(ORing(prior="flat"), None, EM(tol=1e-10)).posterior.draws
     for site, error in (("alpha", 7.378636434), ("beta", 0.1082365217)):
         draws = fitted.posterior.draws[site][0]
