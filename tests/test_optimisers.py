@@ -735,7 +735,7 @@ def test_a_flat_prior_needs_no_maximum_to_be_refused_by_laplace():
 def test_the_flat_prior_of_a_regression_has_the_maximum_likelihood_mode():
     assert isinstance(ORing(prior="flat").prior, FlatPrior)
     fitted = quietly(ORing(prior="flat"), None, SVI(guide="laplace", draws=DRAWS, tier="traced"))
-    # its skewness is said: by NUTS the posterior's mean is 0.46 sds off, and its sd 1.16 of this one
+    # its skewness is said: NUTS has the mean 0.46 sds off, and 1.16 times the sd
     assert {finding.name for finding in fitted.findings} == {"shift", "sd_ratio"}
     point = fit(ORing(prior="flat"), None, EM(tol=1e-10)).posterior.draws
     for site, error in (("alpha", 7.378636434), ("beta", 0.1082365217)):
