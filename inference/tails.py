@@ -50,15 +50,17 @@ def tail_of(x: np.ndarray) -> Tail:
     M = min(S / 5, 3 sqrt(S)) of S draws, unless the highest third alone falls faster: where some
     draws are of a small mode apart, only all together look heavy. Shrunk towards 0.5 as in PSIS.
     The standard error is (1 + k) / sqrt(M) (Zhang & Stephens 2009), with as many of the M as
-    are independent: the share that the effective size for E(x - mean)^2 has of S.
+    are independent: the share that the effective size for E(x - mean)^2 has of S. Where a
+    quarter are copies of one draw, as of a chain that stays where it is, there is no tail to see.
     """
     square = np.square(x - x.mean())
     tail = math.ceil(min(0.2 * x.size, 3 * math.sqrt(x.size)))
     largest = np.sort(square, axis=None)[-tail - 1 :]
-    if not largest[-1] > largest[0]:
-        return Tail(-math.inf, 0.0)
     third = max(tail // 3, 5)
-    k, higher = (psis.fit_pareto(largest[-m:] - largest[-m - 1])[0] for m in (tail, third))
+    excess = [largest[-m:] - largest[-m - 1] for m in (tail, third)]
+    if any(part[len(part) // 4] == 0 for part in excess):
+        return Tail(-math.inf, 0.0)
+    k, higher = (psis.fit_pareto(part)[0] for part in excess)
     share = min(1.0, float(mixing.ess_mean(square)) / x.size)
     error = (1 + max(k, 0.0)) / math.sqrt(tail * share)
     return Tail(k if higher > LIMIT else min(k, higher), error)

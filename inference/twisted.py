@@ -72,9 +72,9 @@ class TwistedSMC(Engine):
         >>> model = Diffusion(MLPDenoiser(2), (2,), steps=10, parameterisation="velocity")
         >>> model.trained = True
         >>> data = {"x": torch.tensor([[0.5, 0.0]]), "seen": torch.tensor([True, False])}
-        >>> found = fit(model, data, TwistedSMC(particles=50), seed=1)
+        >>> found = fit(model, data, TwistedSMC(particles=2000), seed=1)
         >>> found.predict()["x"].shape  # runs, particles, rows, numbers
-        torch.Size([4, 50, 1, 2])
+        torch.Size([4, 2000, 1, 2])
     """
 
     particles: int = 256

@@ -110,6 +110,12 @@ def test_draws_with_heavy_tails_are_told(degrees, expected):
         assert "median" in found["tails"].remedy
 
 
+def test_chains_that_stay_far_out_have_no_tail_to_see():
+    still = RNG.normal(size=(4, 1000))
+    still[0, 900:] = 30.0
+    assert "tails" not in {finding.name for finding in diagnostics.chains({"x": still}, {})}
+
+
 def test_a_chain_of_thousands_of_scalars_is_judged():
     many = RNG.normal(size=(4, 100, 2000))
     found = diagnostics.chains({"x": many}, {})
