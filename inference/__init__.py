@@ -1,6 +1,7 @@
 """Interchangeable inference engines for Pyro programs, and what to make of their answers."""
 
 from inference.ais import AIS
+from inference.approximations import corrected
 from inference.bidirectional import Bounds, bidirectional
 from inference.calibration import Calibration, sbc
 from inference.cavi import CAVI
@@ -74,6 +75,7 @@ __all__ = [
     "bidirectional",
     "classifier_test",
     "compare",
+    "corrected",
     "couple_finite",
     "coupling",
     "diagnose",

@@ -1,10 +1,12 @@
 """Findings on chains whose faults are known."""
 
 import numpy as np
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import HMC, diagnostics, fit
+from inference import HMC, SVI, InferenceWarning, corrected, diagnostics, fit
 from tests.programs import Means
 
 RNG = np.random.default_rng(3)
@@ -164,3 +166,25 @@ def test_copies_count_once_and_runs_must_agree():
     apart = RNG.normal(size=(4, 500)) + np.array([[0.0], [0.0], [0.0], [3.0]])
     names = [finding.name for finding in diagnostics.approximation({"x": apart}, {})]
     assert names == ["r_hat"]
+
+
+@pytest.mark.filterwarnings("ignore:HMC:inference.InferenceWarning")
+def test_corrected_moments_are_those_of_the_posterior_and_need_weights():
+    """A mean field of a correlated normal: its marginal sds are too small by sqrt(1 - rho^2)."""
+    rho = 0.6
+
+    def program():
+        covariance = torch.tensor([[1.0, rho], [rho, 1.0]])
+        pyro.sample("x", dist.MultivariateNormal(torch.tensor([1.0, -2.0]), covariance))
+
+    with pytest.warns(InferenceWarning, match="sd of x"):
+        result = fit(program, None, SVI(draws=4000, tier="traced"), progress=False)
+    table = corrected(result)
+    assert list(table.index) == ["x[0]", "x[1]"]
+    np.testing.assert_allclose(table["sd"], (1 - rho**2) ** 0.5, rtol=0.05)
+    # the weights' effective size is about half of the draws: errors of 1 / sqrt(2 x 2000)
+    np.testing.assert_allclose(table["corrected_sd"], 1.0, atol=4 / 4000**0.5)
+    np.testing.assert_allclose(table["corrected_mean"], [1.0, -2.0], atol=4 / 2000**0.5)
+    assert table.attrs["k_hat"] < 0.7
+    with pytest.raises(ValueError, match="no log_weight"):
+        corrected(fit(program, None, HMC(warmup=20, draws=20, tier="traced"), progress=False))
