@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference import scratch
 from inference.engine import Problem
 from inference.finding import Finding
 from inference.modes import unseen_modes
@@ -75,7 +76,9 @@ def searched(problem: Problem, target: Target, draws: Tensor) -> list[Finding]:
 
 
 def _thinned(draws: Tensor) -> Tensor:
-    """Evenly spaced draws of every chain."""
+    """Evenly spaced draws of every chain; of what is mapped from disk no more is read than that."""
+    if draws.device.type == "cpu":
+        draws = torch.from_numpy(scratch.thinned({"x": draws.detach().numpy()})["x"])
     chains, length = draws.shape[:2]
     keep = min(length, max(8, _DRAWS // chains))
     return draws[:, torch.linspace(0, length - 1, keep, device=draws.device).long()]
