@@ -171,8 +171,10 @@ def loo(data: Any, variable: str) -> tuple[float, float, int]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Estimated shape parameter of Pareto", UserWarning)
         result: Any = az.loo(data, pointwise=True, var_name=unslashed(variable))
-    elpd = result.elpd_loo if MAJOR == 0 else result.elpd
-    return float(elpd), float(result.se), int((np.asarray(result.pareto_k) > 0.7).sum())
+    each = np.asarray(result.loo_i if MAJOR == 0 else result.elpd_i).ravel()
+    # the versions divide differently in their standard errors
+    error = each.std() * each.size**0.5
+    return float(each.sum()), float(error), int((np.asarray(result.pareto_k) > 0.7).sum())
 
 
 def scalars(values: xr.Dataset) -> pd.Series:

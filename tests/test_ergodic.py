@@ -1,5 +1,7 @@
 """Asymptotic variances and their bands, on chains whose answers are known exactly."""
 
+import warnings
+
 import numpy as np
 import pytest
 
@@ -160,9 +162,10 @@ def test_halves_of_a_chain_stay_in_its_group():
     ]
     np.testing.assert_allclose(mixing.nested_r_hat(x, 4), expected, rtol=1e-12)
     if hasattr(az, "rhat_nested"):  # ArviZ 1.x
-        theirs = az.rhat_nested(
-            az.convert_to_dataset({"x": x}), superchain_ids=np.repeat(np.arange(4), 3)
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found chain dimension to be longer than draw")
+            data = az.convert_to_dataset({"x": x})
+        theirs = az.rhat_nested(data, superchain_ids=np.repeat(np.arange(4), 3))
         np.testing.assert_allclose(mixing.nested_r_hat(x, 4), theirs.x.values, rtol=1e-8)
 
 
