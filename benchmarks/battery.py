@@ -5,12 +5,15 @@
 An answer is wrong where a mean is off by more than half a posterior sd, or an sd by more than 30 %,
 for any scalar whose truth is given. Wrong answers should be flagged by an error, right ones not.
 
-A run can be right by luck: four chains stuck in two modes, two in each. So a second table judges
-settings over their seeds: a setting (posterior, engine and budget) is wrong where the root mean
-square over seeds of the bias, or of the logarithm of the sd's ratio, is beyond the same limits, and
-flagged where at least half of its runs are. ``--save`` writes every run at once and goes on from
-there, so that a battery can be run in parts. ``--held-out`` takes the settings that no threshold
-was chosen on.
+A run can be right by luck: four chains stuck in two modes, two in each. Its chance of being wrong
+is told by its parts, which are independent: chains, runs of particles, or where there is one, three
+further seeds. Where the truth lies so far from these that a mean or an sd would be wrong in
+more than one run of twenty, a right answer is counted as luck, and a flag on it as deserved. A
+second table judges settings over their seeds: a setting (posterior, engine and budget) is wrong
+where the root mean square over seeds of the bias, or of the logarithm of the sd's ratio, is beyond
+the same limits, and flagged where at least half of its runs are. ``--save`` writes every run at
+once and goes on from there, so that a battery can be run in parts. ``--held-out`` takes the
+settings that no threshold was chosen on.
 """
 
 from __future__ import annotations
@@ -18,24 +21,53 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from benchmarks import battery_cases
 from benchmarks.battery_cases import Case
-from inference import diagnose, fit
+from inference import SVI, Fit, diagnose, fit
 from inference.engine import Engine
 from ppl_models import SuiteError
 
 BIAS, RATIO = 0.5, math.log(1.3)
 """In posterior sds, and of the logarithm of the ratio of the sds: what is wrong."""
 
+_CHANCE = 1.96  # standard errors on either side that leave out one run of twenty
 _FARTHEST = 20.0  # logarithm of a ratio, where it is infinite
 _NARROW = math.log(1 / 0.7)
+
+
+def by_luck(case: Case, engine: Engine, seed: int, result: Fit) -> bool:
+    """Whether more than one run of twenty would be wrong, by how far its parts are from the truth.
+
+    Errors of a chain's mean (in posterior sds) and of its second moment about the true mean are
+    those of the answer times the root of the number of chains.
+    """
+    again: list[int] = []
+    if len(next(iter(result.posterior.draws.values()))) == 1 and not isinstance(engine, SVI):
+        again = [1000 + 3 * seed + i for i in range(3)]
+    results = [fit(case.model, case.data, engine, seed=s, progress=False) for s in again]
+    results.append(result)
+    for name, (mean, sd) in case.truth.items():
+        site, _, index = name.partition("[")
+        where = (..., *(int(number) for number in re.findall(r"\d+", index)))
+        draws = torch.cat([one.posterior.draws[site][where].double() for one in results])
+        z = (draws - mean) / sd  # (parts, draw)
+        if len(z) < 2:
+            return False
+        errors = torch.stack([z.mean(1), (z.square().mean(1) - 1) / 2])  # (2, parts)
+        parts = 1 if again else len(z)
+        bias, log_ratio = (_CHANCE * (errors.square().mean(1) / parts).sqrt()).tolist()
+        if bias > BIAS or log_ratio > RATIO:
+            return True
+    return False
 
 
 def judged(case: Case, engine: Engine, seed: int) -> dict[str, Any]:
@@ -56,10 +88,12 @@ def judged(case: Case, engine: Engine, seed: int) -> dict[str, Any]:
         bias = max(bias, off if math.isfinite(off) else math.inf)
         other = math.log(max(float(row["sd"]) / sd, 1e-9)) if off < math.inf else _FARTHEST
         log_ratio = max(log_ratio, other, key=abs)
+    wrong = bias > BIAS or not -_NARROW <= log_ratio <= RATIO
     return {
         "bias": bias,
         "log_ratio": min(log_ratio, _FARTHEST),
-        "wrong": bias > BIAS or not -_NARROW <= log_ratio <= RATIO,
+        "wrong": wrong,
+        "luck": not wrong and by_luck(case, engine, seed, result),
         "error": any(finding.severity == "error" for finding in found),
         "findings": ", ".join(
             f"{finding.name}{'!' if finding.severity == 'error' else ''}={finding.figure:.3g}"
@@ -85,6 +119,7 @@ def settings(runs: pd.DataFrame) -> pd.DataFrame:
                 "bias": bias,
                 "log_ratio": ratio,
                 "wrong": bias > BIAS or ratio > RATIO,
+                "luck": bool(group["luck"].astype(bool).any()),
                 "error": flagged >= 0.5,
                 "runs flagged": flagged,
                 "findings": group["findings"].iloc[0],
@@ -96,12 +131,18 @@ def settings(runs: pd.DataFrame) -> pd.DataFrame:
 def tell(table: pd.DataFrame, what: str) -> None:
     """Print how many wrong answers are flagged, how many right ones, and which are missed."""
     wrong, flagged = table["wrong"].astype(bool), table["error"].astype(bool)
+    luck = table["luck"].astype(bool) & ~wrong
+    kind = np.select([wrong, luck], ["wrong", "right by luck"], "right")
     print(f"\n{what}")
-    print(pd.crosstab(wrong.rename("wrong"), flagged.rename("flagged by an error")))
-    print(f"wrong answers flagged: {flagged[wrong].mean():.1%} of {int(wrong.sum())}")
-    print(f"right answers flagged: {flagged[~wrong].mean():.1%} of {int((~wrong).sum())}")
-    columns = [name for name in table.columns if name not in ("wrong", "error", "refused")]
-    for title, rows in (("missed", wrong & ~flagged), ("false alarms", ~wrong & flagged)):
+    print(pd.crosstab(pd.Series(kind, table.index, name=""), flagged.rename("flagged by an error")))
+    for name in ("wrong", "right", "right by luck"):
+        if (kind == name).any():
+            print(f"{name}, flagged: {flagged[kind == name].mean():.1%} of {(kind == name).sum()}")
+    columns = [name for name in table.columns if name not in ("wrong", "luck", "error", "refused")]
+    for title, rows in (
+        ("missed", wrong & ~flagged),
+        ("false alarms", (kind == "right") & flagged),
+    ):
         if rows.any():
             print(f"\n{title}:")
             print(table[rows][columns].to_string(index=False, float_format="%.3g"))

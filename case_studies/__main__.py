@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -51,7 +52,7 @@ Name = Annotated[str, typer.Argument(help="see ppl-suite list", autocompletion=_
 def list_studies() -> None:
     """List the case studies."""
     for name, text in studies().items():
-        print(f"{name:12} {text}")
+        print(f"{name:16} {text}")
 
 
 @app.command(
@@ -138,21 +139,24 @@ def report_file(
     file: File,
     out: Annotated[Path | None, typer.Option(help="by default beside the file, as .html")] = None,
 ) -> None:
-    """Write a self-contained HTML report of the draws in a file."""
+    """Write a self-contained HTML report of the draws in a file; exit as diagnose does."""
     with plain_errors():
         from inference import arviz_bridge
         from inference.report import write_report
         from ppl_models import DataError
 
         data = _load(file)
-        if arviz_bridge.kind(data) != "point":
-            _findings(data)
+        found = [] if arviz_bridge.kind(data) == "point" else _findings(data)
         path = out or file.with_suffix(".html")
         try:
             write_report({file.stem: data}, path)
         except OSError as error:
             raise DataError(f"cannot write {path}: {error.strerror or error}") from error
         print(f"written: {path}")
+        bad = [finding for finding in found if finding.severity == "error"]
+        if bad:
+            print(f"do not use these draws: {bad[0].meaning}", file=sys.stderr)
+            raise typer.Exit(BAD)
 
 
 def _module(study: str) -> ModuleType:
@@ -176,10 +180,10 @@ def _load(file: Path) -> Any:
     from inference import arviz_bridge
     from ppl_models import DataError
 
+    if not file.exists():
+        raise DataError(f"{file}: no such file")
     try:
         return arviz_bridge.load(file)
-    except FileNotFoundError as error:
-        raise DataError(str(error)) from error
     except Exception as error:  # of whatever reader
         first = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise DataError(f"{file}: neither NetCDF nor Zarr of ArviZ ({first})") from error

@@ -18,7 +18,10 @@ from inference.judging import R_HAT, R_HAT_BAD, Arrays, broken, rough, severity,
 from inference.tails import tails
 
 EVEN = 0.5
-"""The effective share of the weights above which they tell of the bulk, whatever their tail."""
+"""The effective share of the weights above which they tell of the bulk, whatever their tail.
+
+Below it, with k-hat above its limit, weighted moments still point the right way but not far enough:
+what is else a warning is an error then."""
 SHIFT, SHIFT_BAD = 0.15, 0.3
 SPREAD, SPREAD_BAD = 1.1, 1.2
 """In posterior sds: an approximation's mean against the weighted one, and the ratio of the sds.
@@ -30,9 +33,7 @@ def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
     """Findings on independent draws of an approximation, from their log importance weights.
 
     The draws' moments are compared with those of the weighted draws: the posterior's, up to
-    Monte-Carlo error, unless k-hat is 1 or more (the weights have no mean), or above its limit with
-    weights so uneven that few draws count: chi^2(p | q) = draws / effective size - 1 above 1, which
-    alone is an *error*.
+    Monte-Carlo error, unless k-hat is 1 or more, where the weights have no mean: an *error* alone.
 
     Args:
         draws: continuous sites, (1, draw, *event).
@@ -49,7 +50,7 @@ def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
             f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}, and the weights' effective "
             f"size {share:.0%} of the draws: the approximation "
         )
-        if smoothed.k_hat >= 1 or share < EVEN:
+        if smoothed.k_hat >= 1:
             text += "is far from the posterior; its sds are likely too small"
             return [Finding("pareto_k", "error", smoothed.k_hat, text, remedy)]
         text += "has other tails than the posterior"
@@ -60,15 +61,18 @@ def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
         with np.errstate(invalid="ignore", divide="ignore"):
             shifts[name] = np.abs(value.mean((0, 1)) - mean) / sd
             ratios[name] = value.std((0, 1)) / sd
+    doubtful = smoothed.k_hat > limit and share < EVEN
     name, shift = worst(shifts, np.nanargmax)
     if shift > SHIFT:
         text = f"the mean of {name} is {shift:.2f} posterior sds off, by its importance weights"
-        found.append(Finding("shift", severity(shift > SHIFT_BAD), shift, text, remedy))
+        severe = severity(doubtful or shift > SHIFT_BAD)
+        found.append(Finding("shift", severe, shift, text, remedy))
     name, ratio = worst(ratios, _farthest)
     factor = max(ratio, 1 / ratio) if ratio > 0 else np.inf
     if factor > SPREAD:
         text = f"the sd of {name} is {ratio:.2f} of the posterior's, by its importance weights"
-        found.append(Finding("sd_ratio", severity(factor > SPREAD_BAD), ratio, text, remedy))
+        severe = severity(doubtful or factor > SPREAD_BAD)
+        found.append(Finding("sd_ratio", severe, ratio, text, remedy))
     return found
 
 

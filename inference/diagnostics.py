@@ -73,9 +73,12 @@ def _of_arviz(data: Any) -> list[Finding]:
     stats: dict[str, np.ndarray] = {}
     if arviz_bridge.has_group(data, "sample_stats"):
         stats = arviz_bridge.arrays(arviz_bridge.group(data, "sample_stats"))
-    draws = {name: value for name, value in draws.items() if value.dtype.kind == "f"} or draws
+    draws = {k: v.astype(int) if v.dtype.kind == "b" else v for k, v in draws.items()}
+    draws = {name: value for name, value in draws.items() if value.dtype.kind in "iuf"}
+    if not any(value.size for value in draws.values()):
+        raise ValueError("nothing to diagnose: the posterior group holds no draws of numbers")
     if attributes.get("kind") == "approximation":
-        return approximation(draws, stats)
+        return approximation(_continuous(draws), stats)
     if "reached_max_treedepth" in stats:
         stats["reached_max_depth"] = stats["reached_max_treedepth"]
     return chains(draws, stats)
@@ -85,7 +88,7 @@ def chains(draws: Arrays, stats: Arrays, invariants: Arrays | None = None) -> li
     """Findings on Markov chains: R-hat, effective sample sizes, divergences, energy, tree depth.
 
     Args:
-        draws: continuous sites, (chain, draw, *event).
+        draws: numbers, (chain, draw, *event); those of discrete sites have no tails.
         stats: sampler statistics, (chain, draw).
         invariants: functions of the draws that no symmetry of the model changes, where it has one:
             chains that agree on these have converged, whatever their labels.
@@ -101,8 +104,13 @@ def chains(draws: Arrays, stats: Arrays, invariants: Arrays | None = None) -> li
         text = "one chain: R-hat cannot tell whether it has seen every mode"
         found.append(Finding("chains", "warning", 1, text, "run four"))
         found += _drift(draws)
-    found += _size(draws, number) + tails(draws)
+    found += _size(draws, number, "diverging" in stats)
+    found += tails(_continuous(draws))
     return found + _diverging(stats) + _energy(stats) + _depth(stats)
+
+
+def _continuous(draws: Arrays) -> dict[str, np.ndarray]:
+    return {name: value for name, value in draws.items() if value.dtype.kind == "f"}
 
 
 def _mixing(draws: Arrays, stats: Arrays, invariants: Arrays) -> list[Finding]:
@@ -155,12 +163,13 @@ def _drift(draws: Arrays) -> list[Finding]:
     return [Finding("drift", severity(value > DRIFT_BAD), value, text, remedy)]
 
 
-def _size(draws: Arrays, number: int) -> list[Finding]:
+def _size(draws: Arrays, number: int, hamiltonian: bool) -> list[Finding]:
     """Whether effective sample sizes are small, and Monte-Carlo errors large."""
+    other = "reparametrise" if hamiltonian else "use NUTS"
     with np.errstate(invalid="ignore", divide="ignore"):
         of_mean = {k: mixing.ess_mean(v) ** -0.5 for k, v in draws.items()}
         of_sd = {k: mixing.relative_mcse_sd(v) for k, v in draws.items()}
-    found = rough(of_mean, of_sd, "raise draws, or use NUTS")
+    found = rough(of_mean, of_sd, f"raise draws, or {other}")
     if found:
         return found
     sizes = {k: np.minimum(mixing.ess_bulk(v), mixing.ess_tail(v)) for k, v in draws.items()}
@@ -171,7 +180,7 @@ def _size(draws: Arrays, number: int) -> list[Finding]:
         f"effective sample size of {name} is {value:.0f}, below {ESS_PER_CHAIN} per chain: means "
         "and intervals are rough"
     )
-    remedy = "raise draws (or thin for MH), or use NUTS"
+    remedy = f"raise draws (or thin), or {other}"
     return [Finding("ess", "warning", value, text, remedy)]
 
 

@@ -96,7 +96,7 @@ def write_report(
         most = SHOWN if len(fits) <= 2 else SHOWN_OF_MANY
         parts = [_part(name, fit, comparison, most) for name, fit in fits.items()]
         page = _page(parts, comparison, figures or {})
-        page["title"] = title or f"{_model(fits)}{', '.join(fits)}"
+        page["title"] = title or _title(fits, comparison)
         html = environment.get_template("report.html").render(page)
     with whole(path) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -134,9 +134,15 @@ def _table(data: Any, kind: str) -> pd.DataFrame:
     return arviz_bridge.statistics(draws)
 
 
-def _model(fits: Mapping[str, Any]) -> str:
+def _title(fits: Mapping[str, Any], comparison: Comparison | None) -> str:
+    """The models and engines of a comparison; else the first fit's model, and the fits."""
+    if comparison is not None and comparison.cells:
+        models = dict.fromkeys(cell.model for cell in comparison.cells)
+        engines = dict.fromkeys(cell.engine for cell in comparison.cells)
+        return f"{', '.join(filter(None, models))}: {', '.join(engines)}"
     models = [fit.model for fit in fits.values() if isinstance(fit, Fit)]
-    return f"{getattr(models[0], '__name__', type(models[0]).__name__)}: " if models else ""
+    model = f"{getattr(models[0], '__name__', type(models[0]).__name__)}: " if models else ""
+    return f"{model}{', '.join(fits)}"
 
 
 # -- the page --------------------------------------------------------------------------------------

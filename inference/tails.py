@@ -74,11 +74,11 @@ def tails(draws: Mapping[str, np.ndarray]) -> list[Finding]:
     worst, name, low = -np.inf, "", -np.inf
     for site, value in draws.items():
         flat = value.reshape(value.shape[0], value.shape[1], -1)
-        if len(np.unique(flat[:, :, 0])) < _LEAST:
-            continue
         kurtosis = np.nan_to_num(mixing.kurtosis(flat))
         order = np.argsort(-kurtosis)[:_MOST]
         for index in order[kurtosis[order] > _KURTOSIS]:
+            if len(np.unique(flat[:, :, index])) < _LEAST:
+                continue
             k, error = tail_of(flat[:, :, index])
             if math.isfinite(k) and k - _LEVEL * error > low:
                 where = np.unravel_index(index, value.shape[2:])

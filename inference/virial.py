@@ -67,9 +67,9 @@ def unbalanced(problem: Problem, target: Density, draws: Tensor) -> list[Finding
     name, figure = coordinate_names(problem)[worst], float(balance[worst])
     text = (
         f"the draws of {name} do not balance the density's slope (virial {figure:.2f} instead "
-        f"of 1, with a Monte-Carlo error of {error[worst]:.2f}): they are too "
-        + ("wide" if figure > 1 else "narrow, or drift where the density is flat")
+        f"of 1, with a Monte-Carlo error of {error[worst]:.2f}): they are "
+        + ("too wide, or lie to one side" if figure > 1 else "too narrow, or drift")
     )
-    remedy = "lengthen warmup or use NUTS; ask whether the posterior is proper"
+    remedy = "lengthen warmup, or use NUTS; is the posterior proper?"
     severe = not _WRONG[0] <= figure <= _WRONG[1]
     return [Finding("virial", "error" if severe else "warning", figure, text, remedy)]

@@ -52,6 +52,10 @@ def test_bad_draws_exit_with_three_and_say_why(tmp_path):
     assert finding["name"] == "r_hat"
     assert finding["severity"] == "error"
     assert finding["figure"] > 1.5
+    result = command("report", path)
+    assert result.exit_code == 3
+    assert "the chains have not mixed" in result.output
+    assert "the chains have not mixed" in path.with_suffix(".html").read_text()
 
 
 def test_report_of_a_file_of_another_library(tmp_path):

@@ -6,7 +6,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import HMC, SVI, InferenceWarning, corrected, diagnostics, fit
+from inference import HMC, SVI, InferenceWarning, arviz_bridge, corrected, diagnostics, fit
 from tests.programs import Means
 
 RNG = np.random.default_rng(3)
@@ -118,6 +118,37 @@ def test_chains_that_stay_far_out_have_no_tail_to_see():
     assert "tails" not in {finding.name for finding in diagnostics.chains({"x": still}, {})}
 
 
+def test_a_heavy_tail_beside_constants_is_seen():
+    """As in a Cholesky factor, whose first entry is 1."""
+    heavy = RNG.standard_cauchy(size=(4, 1000, 1))
+    draws = {"factor": np.concatenate([np.ones_like(heavy), heavy], -1)}
+    found = [one for one in diagnostics.chains(draws, {}) if one.name == "tails"]
+    assert "factor[1]" in found[0].meaning
+
+
+def test_whole_numbers_and_truth_values_of_any_library_are_judged():
+    counts = RNG.integers(0, 3, size=(4, 500))
+    sites = {"count": counts, "yes": counts > 1, "one": np.ones((4, 500))}
+    sites["word"] = counts.astype(str)
+
+    def judged(sites):
+        group = arviz_bridge.dataset(sites, {}, ("chain", "draw"), {})
+        return diagnostics.diagnose(arviz_bridge.build({"posterior": group}, {}))
+
+    assert judged(sites) == []
+    counts[0] = 2
+    assert judged(sites)[0].name == "r_hat"
+    with pytest.raises(ValueError, match="no draws of numbers"):
+        judged({"word": sites["word"]})
+
+
+@pytest.mark.parametrize(("stats", "remedy"), [({}, "use NUTS"), ({"diverging": 0}, "reparam")])
+def test_a_sampler_with_gradients_is_not_told_to_use_one(stats, remedy):
+    slow = GOOD[:, :200].cumsum(1)
+    found = diagnostics.chains({"mu": slow}, {k: np.zeros((4, 200)) for k in stats})
+    assert remedy in next(one for one in found if one.name == "mcse").remedy
+
+
 def test_a_chain_of_thousands_of_scalars_is_judged():
     many = RNG.normal(size=(4, 100, 2000))
     found = diagnostics.chains({"x": many}, {})
@@ -140,7 +171,7 @@ def weighted(mean, sd):
         (0.0, 0.87, [("sd_ratio", "warning")]),
         (0.0, 0.75, [("sd_ratio", "error")]),
         (0.0, 1.5, [("sd_ratio", "error")]),
-        (0.0, 0.3, [("pareto_k", "error")]),
+        (0.0, 0.3, [("pareto_k", "warning"), ("sd_ratio", "error")]),
     ],
 )
 def test_an_approximation_is_judged_by_its_importance_weights(mean, sd, expected):
