@@ -27,6 +27,8 @@ from ppl_models.base import Data, HasPretraining, HasRows, Model
 from ppl_models.errors import EngineError
 from ppl_models.gmm import GaussianMixture
 
+_FLOOR = 1e-3  # of the mixture's covariances, as a share of that of all codes
+
 
 @dataclass(frozen=True)
 class Reconstruction(Objective):
@@ -47,13 +49,13 @@ class Pretrained(Engine):
     """Two stages before the training of a deep mixture (``HasPretraining``).
 
     First the networks are trained as an autoencoder, with the settings of ``engine`` for so many
-    ``steps``; then a mixture with diagonal covariances is fitted to the codes of all rows by EM;
-    from there ``engine`` trains all weights together.
+    ``steps``; then a mixture is fitted to the codes of all rows by EM, with covariances of the
+    model's kind; from there ``engine`` trains all weights together.
 
     Args:
         engine: the last stage, such as ``SVI(batch_size=128)``.
         steps: of the first stage.
-        em: of the second, with its restarts.
+        em: of the second; by default it seeks the highest likelihood from 20 starts.
 
     A run that goes on from ``resume=`` is in its last stage; one that was killed before begins
     anew.
@@ -61,7 +63,7 @@ class Pretrained(Engine):
 
     engine: SVI = field(default_factory=SVI)
     steps: int = 2000
-    em: EM = field(default_factory=lambda: EM(restarts=10))
+    em: EM = field(default_factory=lambda: EM(restarts=20, tol=1e-4, objective="likelihood"))
 
     needs: ClassVar[type[Model] | None] = HasPretraining
     stops_at: ClassVar[tuple[str, ...]] = ("seconds",)
@@ -119,7 +121,7 @@ class Pretrained(Engine):
         model: Any = problem.model
         with torch.no_grad():
             codes = model.codes(problem.whole).double().cpu()
-        mixture = GaussianMixture(model.clusters, covariance="diagonal")
+        mixture = GaussianMixture(model.clusters, model.covariance, floor=_FLOOR)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", InferenceWarning)
             fitted = fit(mixture, codes, self.em, seed=problem.seed, device="cpu", progress=False)

@@ -228,6 +228,7 @@ class HasPretraining(HasRows):
     """
 
     clusters: int
+    covariance: Literal["diagonal", "full"]
 
     @abstractmethod
     def pretraining_losses(self, data: Data) -> Tensor:
@@ -239,7 +240,7 @@ class HasPretraining(HasRows):
 
     @abstractmethod
     def adopt(self, mixture: Params) -> None:
-        """Start the clusters from ``weights`` (K,), ``mean`` and variances (K, latent)."""
+        """Start the clusters from the sites of a ``GaussianMixture`` of the same covariance."""
 
 
 class HasMStep(HasRows):

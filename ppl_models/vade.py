@@ -1,18 +1,20 @@
 """Variational deep embedding: a VAE whose prior is a mixture, with a component for each cluster.
 
-    c_i ~ Categorical(pi),   z_i | c_i = c ~ N(mu_c, diag(sigma_c^2)),   x_i ~ p(x | decoder(z_i))
+    c_i ~ Categorical(pi),   z_i | c_i = c ~ N(mu_c, Sigma_c),   x_i ~ p(x | decoder(z_i))
 
 Jiang, Zheng, Tan, Tang & Zhou (2017), "Variational deep embedding: an unsupervised and generative
 approach to clustering". The paper bounds log p(x) with q(z | x) q(c | x) and then sets q(c | x) to
 E p(c | z), the best there is. Here c is summed out in the program itself, p(z) = sum_c pi_c
-N(z; mu_c, sigma_c), so that p(c | z) is exact for each z and the bound is tighter.
+N(z; mu_c, Sigma_c), so that p(c | z) is exact for each z and the bound is tighter. The paper's
+Sigma_c are diagonal; full ones do not depend on how the axes of z lie, which nothing in the first
+stage decides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import torch
@@ -56,6 +58,9 @@ class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportInco
         encoder: as of ``VAE``.
         decoder: as of ``VAE``.
         binarise: as of ``VAE``.
+        covariance: of z in a cluster, "diagonal" as in the paper, or "full".
+        corruption: of the images that the autoencoder is trained to restore in the first stage,
+            a function of (B, *shape) such as ``corruptions.Jitter()``; None for none.
 
     Raises ``ModelError`` for settings out of range.
     """
@@ -71,6 +76,8 @@ class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportInco
         encoder: nn.Module | None = None,
         decoder: nn.Module | None = None,
         binarise: Binarise | None = None,
+        covariance: Literal["diagonal", "full"] = "diagonal",
+        corruption: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         super().__init__(
             latent,
@@ -82,55 +89,74 @@ class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportInco
             binarise=binarise,
         )
         self.clusters = positive("clusters", clusters)
+        if covariance not in ("diagonal", "full"):
+            raise ModelError(f"covariance={covariance!r}: choose 'diagonal' or 'full'")
+        if corruption is not None and not callable(corruption):
+            raise ModelError(f"corruption={corruption!r}: give a function of images, or None")
+        self.covariance, self.corruption = covariance, corruption
         self.logits = nn.Parameter(torch.zeros(clusters))
         self.mean = nn.Parameter(torch.randn(clusters, latent))
-        self.log_sd = nn.Parameter(torch.zeros(clusters, latent))
+        self.log_sd = nn.Parameter(torch.zeros(clusters, latent))  # of z given those before it
+        full = covariance == "full"
+        self.lower = nn.Parameter(torch.zeros(clusters, latent, latent)) if full else None
+
+    def components(self) -> Any:
+        """p(z | c): batch (K,), event (latent,)."""
+        if self.lower is None:
+            return dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
+        return dist.MultivariateNormal(self.mean, scale_tril=self.factors())
+
+    def factors(self) -> Tensor:
+        """L_c with Sigma_c = L_c L_c^T, lower triangular: (K, latent, latent)."""
+        scale = self.log_sd.exp().diag_embed()
+        return scale if self.lower is None else scale + scale @ self.lower.tril(-1)
 
     def prior(self, like: Tensor, y: Tensor | None = None) -> Any:
         """p(z), c summed out."""
-        components = dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
-        return Clusters(dist.Categorical(logits=self.logits), components)
+        return Clusters(dist.Categorical(logits=self.logits), self.components())
 
     def responsibilities(self, z: Tensor) -> Tensor:
         """p(c | z): (..., latent) -> (..., K)."""
-        components = dist.Normal(self.mean, self.log_sd.exp()).to_event(1)
-        return (self.logits + components.log_prob(z[..., None, :])).softmax(-1)
+        return (self.logits + self.components().log_prob(z[..., None, :])).softmax(-1)
 
     # -- the mixture's M step ----------------------------------------------------------------------
 
     def statistics(self, data: Data, latents: Params) -> Params:
-        """The shares of the clusters, and the sums of z and its squares in each, as means."""
+        """The shares of the clusters, and the sums of z and its products in each, as means."""
         z = latents["z"].flatten(0, 1)  # (K B, latent)
         known = self.responsibilities(z)
+        weighed = known.mT[..., None] * z  # (K, K B, latent)
+        products = weighed.mT @ z if self.covariance == "full" else known.mT @ z.square()
         return {
             "share": known.mean(0),
-            "sum": known.mT @ z / len(z),
-            "square": known.mT @ z.square() / len(z),
+            "sum": weighed.mean(1),
+            "product": products / len(z),
         }
 
     def maximiser(self, statistics: Params) -> Params:
-        """Shares, means and standard deviations of the clusters: those of a mixture's EM."""
+        """Shares, means and covariances of the clusters: those of a mixture's EM."""
         share = statistics["share"].clamp(min=_FLOOR)
         mean = statistics["sum"] / share[:, None]
-        variance = statistics["square"] / share[:, None] - mean.square()
-        return {
-            "logits": (share / share.sum()).log(),
-            "mean": mean,
-            "log_sd": variance.clamp(min=_FLOOR).log() / 2,
-        }
+        if self.covariance == "full":
+            outer = mean[:, :, None] * mean[:, None]
+            spread = statistics["product"] / share[:, None, None] - outer
+            spread = spread + _FLOOR * torch.eye(self.latent).to(mean)
+        else:
+            spread = (statistics["product"] / share[:, None] - mean.square()).clamp(min=_FLOOR)
+        return {"logits": (share / share.sum()).log(), "mean": mean, **_scales(spread)}
 
     _of_rows = "Expected pixels, a row for each cluster from 0 on."
 
     @torch.no_grad()
     def generated(self, columns: int) -> Tensor:
         """Expected pixels of draws from each cluster: (K, columns, *shape)."""
-        z = dist.Normal(self.mean, self.log_sd.exp()).sample(torch.Size((columns,)))
+        z = self.components().sample(torch.Size((columns,)))
         return self.images(z.transpose(0, 1))
 
     def unit_divergences(self, data: Data) -> Tensor:
         """The divergence of q(z_u | x) from each cluster's p(z_u), averaged by p(c | z)."""
         mean, sd = self.encode(data["x"])
-        components = dist.Normal(self.mean, self.log_sd.exp())
+        components = Normal(self.mean, self.factors().norm(dim=-1))  # of each unit by itself
         to_each = kl_divergence(Normal(mean[:, None], sd[:, None]), components)  # (N, K, latent)
         return (self.responsibilities(mean)[..., None] * to_each).sum(-2)
 
@@ -145,8 +171,9 @@ class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportInco
     # -- the stages before -------------------------------------------------------------------------
 
     def pretraining_losses(self, data: Data) -> Tensor:
-        """-log p(x | z) at the encoder's mean: that of an autoencoder."""
-        mean, _ = self.encode(data["x"])
+        """-log p(x | z) at the encoder's mean of x, corrupted: that of an autoencoder."""
+        seen = data["x"] if self.corruption is None else self.corruption(data["x"])
+        mean, _ = self.encode(seen)
         law = self.likelihood.law(self.decode(mean))
         return -law.to_event(len(self.shape)).log_prob(data["x"])
 
@@ -160,15 +187,18 @@ class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportInco
 
         Raises ``ModelError`` where it has another number of components or of dimensions.
         """
-        mean, variance = mixture["mean"], mixture["covariance"]
-        if mean.shape != self.mean.shape or variance.shape != self.mean.shape:
+        mean, spread = mixture["mean"], mixture["covariance"]
+        own = self.mean if self.lower is None else self.lower
+        if mean.shape != self.mean.shape or spread.shape != own.shape:
             raise ModelError(
-                f"the mixture has means {tuple(mean.shape)} and variances {tuple(variance.shape)}; "
-                f"fit one of {tuple(self.mean.shape)}: GaussianMixture({self.clusters}, 'diagonal')"
+                f"the mixture has means {tuple(mean.shape)} and covariances "
+                f"{tuple(spread.shape)}; fit one of {tuple(self.mean.shape)} and "
+                f"{tuple(own.shape)}: GaussianMixture({self.clusters}, {self.covariance!r})"
             )
         self.logits.copy_(mixture["weights"].log())
         self.mean.copy_(mean)
-        self.log_sd.copy_(variance.log() / 2)
+        for name, value in _scales(spread).items():
+            self.get_parameter(name).copy_(value)
 
     # -- what went wrong ---------------------------------------------------------------------------
 
@@ -179,7 +209,7 @@ class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportInco
         weights = self.logits.double().softmax(-1).cpu()
         c = torch.multinomial(weights, _PRIOR_DRAWS, replacement=True, generator=generator)
         normal = torch.randn(_PRIOR_DRAWS, self.latent, generator=generator, dtype=torch.float64)
-        z = self.mean.cpu()[c] + self.log_sd.cpu()[c].exp() * normal
+        z = self.mean.cpu()[c] + (self.factors().double().cpu()[c] @ normal[..., None])[..., 0]
         known = self.responsibilities(z.to(self.mean))
         return math.exp(float(_entropy(known.mean(0)) - _entropy(known).mean()))
 
@@ -207,6 +237,15 @@ class VaDE(Autoencoder, HasPretraining, HasMStep):  # pyright: ignore[reportInco
                 f"{_DEAD / self.clusters:.2g} ({names}); {remedy}"
             )
         return found
+
+
+def _scales(spread: Tensor) -> Params:
+    """``log_sd``, and of covariances (K, L, L) ``lower``; of variances (K, L) that alone."""
+    if spread.dim() == 2:
+        return {"log_sd": spread.log() / 2}
+    factors = torch.linalg.cholesky(spread)
+    sd = factors.diagonal(dim1=-2, dim2=-1)
+    return {"log_sd": sd.log(), "lower": (factors / sd[..., None]).tril(-1)}
 
 
 def _entropy(p: Tensor) -> Tensor:
