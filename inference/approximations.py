@@ -22,6 +22,8 @@ EVEN = 0.5
 
 Below it, with k-hat above its limit, weighted moments still point the right way but not far enough:
 what is else a warning is an error then."""
+ESS = 100
+"""The effective size below which weights tell only that the approximation is far away."""
 SHIFT, SHIFT_BAD = 0.15, 0.3
 SPREAD, SPREAD_BAD = 1.1, 1.2
 """In posterior sds: an approximation's mean against the weighted one, and the ratio of the sds.
@@ -33,7 +35,8 @@ def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
     """Findings on independent draws of an approximation, from their log importance weights.
 
     The draws' moments are compared with those of the weighted draws: the posterior's, up to
-    Monte-Carlo error, unless k-hat is 1 or more, where the weights have no mean: an *error* alone.
+    Monte-Carlo error, unless k-hat is 1 or more, where the weights have no mean, or above its limit
+    with weights worth fewer than 100 draws: an *error* alone.
 
     Args:
         draws: continuous sites, (1, draw, *event).
@@ -50,7 +53,7 @@ def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
             f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}, and the weights' effective "
             f"size {share:.0%} of the draws: the approximation "
         )
-        if smoothed.k_hat >= 1:
+        if smoothed.k_hat >= 1 or smoothed.ess < ESS:
             text += "is far from the posterior; its sds are likely too small"
             return [Finding("pareto_k", "error", smoothed.k_hat, text, remedy)]
         text += "has other tails than the posterior"
