@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import re
+import textwrap
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,6 +88,10 @@ def picture(draw: Draw, *, wide: bool = False, height: float = 1.9) -> Picture:
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(4))
         alt = draw(axes)
+        title = axes.get_title("left")
+        if len(title) > 13 * width - 8:  # characters of its size that fit
+            lines = textwrap.wrap(title, round(17 * width - 9), max_lines=2, placeholder=" ...")
+            axes.set_title("\n".join(lines), fontsize=6.5, pad=2)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata=_NOBODY)
     return Picture(_address("svg+xml", _themed(buffer.getvalue()).encode()), alt, wide)

@@ -1,5 +1,6 @@
 """The HTML report: what it says, and that no input makes it fail."""
 
+import base64
 import re
 
 import numpy as np
@@ -14,7 +15,7 @@ from matplotlib.figure import Figure
 from inference import EM, HMC, NUTS, SVI, arviz_bridge, compare, fit
 from inference.fit import bind
 from inference.graphical import graph_of
-from inference.plots import density, grid_of
+from inference.plots import density, grid_of, picture
 from inference.report import write_report
 from inference.report_figures import worst_first
 from ppl_models import ORing
@@ -237,3 +238,21 @@ def test_vectors_have_no_pit_and_the_report_says_so(tmp_path):
     result = fit(vectors, {"y": [[0.3, 1.0], [0.5, -0.2]]}, engine)
     html = result.report(tmp_path / "r.html").read_text()
     assert "leave-one-out of y: EngineError: the observations of &#39;y&#39; are vectors" in html
+
+
+def test_long_names_are_seen_whole_and_copies_once():
+    draws = np.random.default_rng(5).normal(size=(4, 100))
+    names = ["sepal length in cm", "petal width in cm"]
+    both = np.stack([draws, draws], -1)
+    data = xr.Dataset(
+        {"covariance_of_lengths": (("chain", "draw", "a"), both)},
+        {"chain": range(4), "draw": range(100), "a": names},
+    )
+    table = arviz_bridge.summary(arviz_bridge.build({"posterior": data}, {}))
+    assert len(table) == 2
+    assert len(worst_first(table)) == 1
+    long = f"covariance_of_lengths[{names[0]}, {names[1]}]"
+    address = picture(lambda axes: str(axes.set(title=long))).source
+    svg = base64.b64decode(address.split("base64,")[1]).decode()
+    words = " ".join(re.findall(r"<text[^>]*>([^<]*)</text>", svg))
+    assert long in words
