@@ -169,7 +169,20 @@ def scale(state: Moments, *, settled: bool) -> Tensor:
     floor = 1e-3 * 5.0 / (n + 5.0)
     if not dense:
         return (shrunk + floor).sqrt()
-    return torch.linalg.cholesky(shrunk + floor * torch.eye(len(shrunk)).to(shrunk))
+    return _factor(shrunk + floor * torch.eye(len(shrunk)).to(shrunk))
+
+
+def _factor(covariance: Tensor) -> Tensor:
+    """Its Cholesky factor, of correlations a little smaller where rounding has made it singular."""
+    factor, failed = torch.linalg.cholesky_ex(covariance)
+    if not bool(failed):
+        return factor
+    sd = covariance.diagonal().sqrt()
+    one = torch.eye(len(sd)).to(covariance)
+    near = torch.finfo(covariance.dtype).eps ** 0.5 * one
+    correlation = covariance / torch.outer(sd, sd) + near
+    factor, failed = torch.linalg.cholesky_ex(correlation)
+    return sd[:, None] * (one if bool(failed) else factor)
 
 
 def _usual(state: Moments) -> Tensor:

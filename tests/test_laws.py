@@ -385,3 +385,11 @@ def test_windows_of_every_length_add_up_and_grow():
         slow = [window.length for window in plan if window.learns_scale]
         assert slow == sorted(slow)
         assert not plan[-1].learns_scale
+
+
+def test_a_covariance_that_rounding_makes_singular_has_a_factor():
+    """As of chains that run away along a ridge of an improper posterior."""
+    x = 1e9 * Noise.seeded(3, 1).normal(500, 1)[0]
+    root = warmup.scale_of(torch.cat([x, x, -x], 1), "dense")
+    expected = 500 / 505 * float(x.var()) * torch.tensor([[1, 1, -1], [1, 1, -1], [-1, -1, 1]])
+    torch.testing.assert_close(root @ root.T, expected.double(), rtol=1e-6, atol=0.0)
