@@ -125,6 +125,8 @@ def kind(data: Any) -> str:
 def summary(data: Any, names: Sequence[str] | None = None) -> pd.DataFrame:
     """One row per scalar of the posterior, or of some variables: see ``Fit.summary``."""
     what = kind(data)
+    if what == "point" and not has_group(data, "point"):
+        return pd.DataFrame({"mean": scalars(xr.Dataset())})  # of a program without latent sites
     draws = group(data, "point" if what == "point" else "posterior")
     draws = draws if names is None else draws[[unslashed(name) for name in names]]
     if what == "point":

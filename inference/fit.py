@@ -198,6 +198,8 @@ class Fit:
     def _unconstrained(self) -> Tensor:
         if self.posterior.unconstrained is not None:
             return self.posterior.unconstrained
+        if not self.program.sites:
+            return torch.zeros(0, dtype=self.dtype, device=self.device)
         return self._problem().outputs.unconstrain(self.posterior.draws)
 
     def _names(self) -> Mapping[str, Mapping[str, list[Any]]]:

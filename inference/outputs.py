@@ -151,7 +151,7 @@ class Outputs:
     def _map(self, function: Callable[[Any], Any], batch: Any) -> Any:
         """``function`` over the leading dimensions of a tensor or of a dictionary of tensors."""
         if isinstance(batch, Tensor):
-            lead, flat = batch.shape[:-1], batch.reshape(-1, batch.shape[-1])
+            lead, flat = batch.shape[:-1], batch.reshape(batch.shape[:-1].numel(), batch.shape[-1])
             count, cut = len(flat), lambda lo, hi: flat[lo:hi]
         else:
             shapes = {site.name: site.shape for site in self.program.sites}

@@ -375,8 +375,10 @@ class Program:
         shapes = {site.name: len(site.shape) for site in self.sites}
         shapes |= {s.name: len(s.batch) + s.support.dim() - 1 for s in self.discrete}
         names = [n for n in shapes if n in draws and not (data is not None and self._by_row(n))]
-        first = draws[names[0]]
-        lead = first.shape[: first.dim() - shapes[names[0]]]
+        lead = torch.Size()  # of a program without latent sites
+        if names:
+            first = draws[names[0]]
+            lead = first.shape[: first.dim() - shapes[names[0]]]
         rows = {n: draws[n].reshape(-1, *draws[n].shape[len(lead) :]) for n in names}
         if data is not None:
             _check_arguments(self.model, data)

@@ -16,6 +16,7 @@ from ppl_models.base import (
     Model,
 )
 from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
+from ppl_models.flow import Flow
 from ppl_models.gmm import GaussianMixture
 from ppl_models.lda import LatentDirichletAllocation
 from ppl_models.logistic import LogisticRegression
@@ -36,6 +37,7 @@ __all__ = [
     "DataError",
     "EngineError",
     "FlatPrior",
+    "Flow",
     "GaussianMixture",
     "HasConditionals",
     "HasEM",
