@@ -32,6 +32,7 @@ from inference.stopping import Until
 from inference.svi import SVI
 from inference.target import Target
 from inference.thermodynamic import Thermodynamic
+from inference.transported import Transported
 from inference.twisted import TwistedSMC
 from inference.two_samples import classifier_test, mmd, mode_coverage, sliced_wasserstein
 
@@ -70,6 +71,7 @@ __all__ = [
     "Sampler",
     "Target",
     "Thermodynamic",
+    "Transported",
     "TwistedSMC",
     "Until",
     "bidirectional",

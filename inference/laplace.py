@@ -21,6 +21,7 @@ from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
 
 _STARTS = 4
+_JUDGED = 64  # draws that tell which frame is better
 _ITERATIONS = 300  # where a density has no mode, as many are enough to see it
 
 
@@ -55,7 +56,11 @@ class Laplace:
 
 
 def frame(target: Target, noise: Noise) -> Frame:
-    """Mode and curvature, where they are usable; else a starting point and unit scales."""
+    """Where to begin: at the mode with its curvature, or with unit scales about zero.
+
+    Whichever is the better normal approximation by its ELBO: the mode of a posterior with a funnel
+    is in its neck, far from where the mass is. Where the curvature is not usable, unit scales.
+    """
     centre = find_mode(target, noise)
     curvature = -hessian(target, centre)
     identity = torch.eye(target.dim).to(centre)
@@ -66,7 +71,16 @@ def frame(target: Target, noise: Noise) -> Frame:
     if bool(fault) or not bool(usable.all()):
         return Frame(centre, scale, torch.diag(scale))
     inverse = torch.cholesky_solve(identity, factor)
-    return Frame(centre, scale, torch.linalg.cholesky(inverse))
+    at_mode = Frame(centre, scale, torch.linalg.cholesky(inverse))
+    unit = Frame(torch.zeros_like(centre), torch.ones_like(scale), identity)
+    normal = noise.fold(1).normal(_JUDGED, target.dim)[0]
+    return max(at_mode, unit, key=lambda at: _elbo(target, at, normal))
+
+
+def _elbo(target: Density, at: Frame, normal: Tensor) -> float:
+    """Of the normal in a frame, up to a constant of the dimension."""
+    log_p = target.log_density(at.centre + normal @ at.full.T).mean()
+    return float(torch.nan_to_num(log_p + at.full.diagonal().log().sum(), nan=-torch.inf))
 
 
 def find_mode(target: Target, noise: Noise) -> Tensor:

@@ -12,7 +12,7 @@ import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -33,14 +33,16 @@ from inference.weights import Schedule
 from ppl_models.base import Data, HasGuide, HasRows
 from ppl_models.errors import EngineError, ModelError
 
-Guide = Literal["mean-field", "low-rank", "full-rank", "flow", "laplace"]
-NAMED = ("mean-field", "low-rank", "full-rank", "flow", "laplace")
+Guide = guides.Family | Literal["laplace"]
+NAMED = (*get_args(guides.Family), "laplace")
 
 _WINDOW = 100  # steps between looks at the ELBO
 _DECAYS = 2  # how often a plateau lowers the learning rate before it ends the run
 _PATIENCE = 3  # windows without progress that make a plateau
 _ROLLBACKS = 10
 _PARTICLES, _RATE = 16, 0.02
+_FLOWS = ("flow", "realnvp")
+_PARTICLES_OF_FLOWS, _RATE_OF_FLOWS = 128, 0.01  # draws cost little beside the networks' calls
 _TRAINING = ("objective", "schedule", "clip", "average", "holdout", "patience", "precision", "rows")
 
 
@@ -63,15 +65,15 @@ class SVI(Engine):
     """Stochastic variational inference.
 
     Args:
-        guide: a family, "mean-field", "low-rank", "full-rank", "flow" or "laplace"; or a Pyro
-            guide: a program with the model's arguments, or a class of ``pyro.infer.autoguide``. A
-            model with its own guide (``HasGuide``) uses it unless another is given. The trained
-            guide is in the posterior.
+        guide: a family, "mean-field", "low-rank", "full-rank", "flow" (of splines), "realnvp" or
+            "laplace"; or a Pyro guide: a program with the model's arguments, or a class of
+            ``pyro.infer.autoguide``. A model with its own guide (``HasGuide``) uses it unless
+            another is given. The trained guide is in the posterior.
         steps: at most so many; the run ends earlier on a plateau of the ELBO.
         draws: independent draws of the fitted approximation that are returned.
-        particles: draws of q per step, by default 16, and for models trained by rows 1.
-        learning_rate: of the first steps, by default 0.02, and for models trained by rows 0.001;
-            lowered tenfold on each plateau.
+        particles: draws of q per step, by default 16, for flows 128, for models trained by rows 1.
+        learning_rate: of the first steps, by default 0.02, for flows 0.01, for models trained by
+            rows 0.001; lowered tenfold on each plateau.
         optimiser: a class from ``torch.optim``, called as ``optimiser(parameters, lr=...)``.
         batch_size: rows of data per step; their log likelihood is scaled up. None takes all rows.
         plateau: whether to stop before ``steps`` once the ELBO has settled.
@@ -200,7 +202,7 @@ class SVI(Engine):
             problem.clock.expect("the first step")
             fitted = objective = self._objective(problem, name)
             problem.clock.met()
-            elbos, steps, settled, over, found = self._ascend(objective, problem)
+            elbos, steps, settled, over, found = self.ascend(objective, problem)
             if isinstance(problem.model, nn.Module):
                 setattr(problem.model, "trained", True)  # noqa: B010  # a module of any class
         with torch.no_grad():
@@ -228,13 +230,6 @@ class SVI(Engine):
             guide=fitted.guide if isinstance(fitted, PyroGuide) else None,
         )
 
-    # -- internals -------------------------------------------------------------------------------
-
-    def _guide(self, model: Any) -> Any:
-        if self.guide is None:
-            return model.guide if isinstance(model, HasGuide) else "mean-field"
-        return self.guide
-
     def training(self) -> Settings:
         """How weights are trained by rows."""
         return Settings(
@@ -253,17 +248,13 @@ class SVI(Engine):
             tier=self.tier,
         )
 
-    def _objective(self, problem: Problem, name: Any) -> Ascent:
-        if callable(name):
-            return PyroGuide(problem, name, self.particles or _PARTICLES, self.batch_size)
-        return Flat(problem, name, self)
-
-    def _ascend(
+    def ascend(
         self, objective: Ascent, problem: Problem
     ) -> tuple[list[float], int, bool, bool, list[Finding]]:
         """The ELBO by window, steps, whether it settled, whether time was over, findings."""
         parameters = objective.parameters()
-        rate, decays, stale, rollbacks = self.learning_rate or _RATE, 0, 0, 0
+        rate = self.learning_rate or (_RATE_OF_FLOWS if self.guide in _FLOWS else _RATE)
+        decays, stale, rollbacks = 0, 0, 0
         optimiser = self.optimiser(parameters, lr=rate)
         saved = _snapshot(parameters, optimiser)
         elbos: list[float] = []
@@ -309,6 +300,18 @@ class SVI(Engine):
                 return elbos, step + 1, False, True, _rolled(rollbacks)
         return elbos, self.steps, not self.plateau, False, _rolled(rollbacks)
 
+    # -- internals -------------------------------------------------------------------------------
+
+    def _guide(self, model: Any) -> Any:
+        if self.guide is None:
+            return model.guide if isinstance(model, HasGuide) else "mean-field"
+        return self.guide
+
+    def _objective(self, problem: Problem, name: Any) -> Ascent:
+        if callable(name):
+            return PyroGuide(problem, name, self.particles or _PARTICLES, self.batch_size)
+        return Flat(problem, name, self)
+
 
 _BY_ROWS = [f for f in dataclasses.fields(SVI) if f.name in _TRAINING]
 
@@ -318,7 +321,8 @@ class Flat:
 
     def __init__(self, problem: Problem, name: guides.Family, engine: SVI) -> None:
         self.noise = problem.noise(1)
-        self.particles = engine.particles or _PARTICLES
+        usual = _PARTICLES_OF_FLOWS if name in _FLOWS else _PARTICLES
+        self.particles = engine.particles or usual
         self.batch = engine.batch_size
         if self.batch is None:
             stepped = problem.target(engine.tier, engine.steps)

@@ -54,7 +54,7 @@ class Target:
         self.dim = dim
         self.dtype = dtype
         self.device = torch.device(device)
-        self.tier = tier
+        self.tier: Tier | Literal["auto"] = tier
         self.calls = calls
         self.sites = sites
         self._describe = describe
@@ -93,6 +93,18 @@ class Target:
         other._evaluators, other._densities = {}, {}
         other._graph = None if self.tier == "eager" or self.dim == 0 else self._single()
         return other
+
+    def over(self, function: Callable[[Tensor], Tensor]) -> Target:
+        """Another density with the settings of this one, such as that in other coordinates."""
+        return Target(
+            function,
+            self.dim,
+            dtype=self.dtype,
+            device=self.device,
+            tier=self.tier,
+            calls=self.calls,
+            watch=self._watch,
+        )
 
     def start(self, noise: Noise) -> Tensor:
         """Starting points uniform on (-2, 2)^D with a finite density and gradient: (C, D).

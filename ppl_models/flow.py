@@ -6,13 +6,15 @@ T is made of coupling layers: half of the coordinates stay as they are, and a ne
 a monotone function of each of the others; so both directions cost one pass. The function is affine
 (RealNVP: Dinh, Sohl-Dickstein & Bengio 2017) or a rational-quadratic spline on [-B, B], the
 identity outside (neural spline flows: Durkan, Bekasov, Murray & Papamakarios 2019), and then
-affine, so that tails are scaled too. The layers are those of zuko, whose transforms are functions
-without state or cache, so that they can be traced and batched by ``vmap``.
+affine, so that tails are scaled too. Networks and functions are zuko's, whose transforms have
+neither state nor cache, so that they can be traced and batched by ``vmap``; the halves are slices,
+where zuko's own coupling looks up a mask at every call.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
@@ -21,8 +23,7 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor, nn
 from torch.distributions import constraints
-from zuko.flows.coupling import GeneralCouplingTransform
-from zuko.flows.gaussianization import ElementWiseTransform
+from zuko.nn import MLP
 from zuko.transforms import ComposedTransform, MonotonicAffineTransform, MonotonicRQSTransform
 
 from ppl_models.base import Data, HasRows
@@ -39,7 +40,7 @@ class Coupling(nn.Module):
     Args:
         dim: D. In one dimension the functions have no network, only weights.
         kind: "spline" or "realnvp".
-        layers: coupling layers, which leave odd and even coordinates as they are in turn.
+        layers: coupling layers, which leave the first and the second half as they are in turn.
         hidden: width of the two hidden layers of each network, whose activations are smooth, so
             that gradients of densities are.
         bins: of a spline.
@@ -66,29 +67,24 @@ class Coupling(nn.Module):
             raise ModelError(f"bins={bins!r}, bound={bound!r}: give 2 or more, and a positive one")
         if kind not in ("spline", "realnvp"):
             raise ModelError(f"kind={kind!r}: choose 'spline' or 'realnvp'")
-        shapes: list[Any] = [(), ()] if kind == "realnvp" else [*_knots(bins), (), ()]
+        spline = kind == "spline"
         self.dim = dim
         self.layers = nn.ModuleList(
-            GeneralCouplingTransform(
+            _Layer(
                 dim,
-                mask=torch.arange(dim) % 2 == layer % 2,  # type: ignore[arg-type]
-                univariate=MonotonicAffineTransform
-                if kind == "realnvp"
-                else partial(_bent, bound=bound),
-                shapes=shapes,
-                hidden_features=(hidden, hidden),
-                activation=nn.SiLU,
+                univariate=partial(_bent, bins=bins, bound=bound) if spline else _affine,
+                numbers=3 * bins + 1 if spline else 2,
+                keeps_first=layer % 2 == 0,
+                hidden=hidden,
             )
             for layer in range(layers)
         )
-        for layer in self.layers:
-            _zero(layer)
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """T(z) and log |det dT / dz|: (..., D) -> (..., D), (...,)."""
         log_det = z.new_zeros(z.shape[:-1])
         for layer in self.layers:
-            z, change = layer().call_and_ladj(z)
+            z, change = layer(z)
             log_det = log_det + change
         return z, log_det
 
@@ -96,30 +92,69 @@ class Coupling(nn.Module):
         """T^-1(x) and log |det dT^-1 / dx|: (..., D) -> (..., D), (...,)."""
         log_det = x.new_zeros(x.shape[:-1])
         for layer in reversed(self.layers):
-            x, change = layer().inv.call_and_ladj(x)
+            x, change = layer(x, inverse=True)
             log_det = log_det + change
         return x, log_det
 
 
-@torch.no_grad()
-def _zero(layer: Any) -> None:
-    """Make a layer the identity: what sets its functions is zero."""
-    single = isinstance(layer, ElementWiseTransform)  # of one dimension
-    for parameter in layer.phi if single else layer.hyper[-1].parameters():
-        parameter.zero_()
+class _Layer(nn.Module):
+    """Half of the coordinates set a monotone function of each of the others; the identity at first.
+
+    Args:
+        dim: D; of one dimension nothing is kept, and the function is a weight.
+        univariate: the functions by their numbers, (..., D/2, numbers).
+        numbers: how many set a function.
+        keeps_first: which half stays as it is.
+        hidden: width of the network.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        univariate: Callable[[Tensor], Any],
+        numbers: int,
+        *,
+        keeps_first: bool,
+        hidden: int,
+    ) -> None:
+        super().__init__()
+        self.univariate = univariate
+        half = dim // 2
+        self.keeps_first = keeps_first or dim == 1
+        self.halves = [half, dim - half]
+        kept, moved = self.halves if self.keeps_first else self.halves[::-1]
+        self.network: nn.Module | None = None
+        if kept:
+            self.network = MLP(kept, moved * numbers, (hidden, hidden), activation=nn.SiLU)
+            for parameter in self.network[-1].parameters():
+                nn.init.zeros_(parameter)
+        else:
+            self.numbers = nn.Parameter(torch.zeros(numbers))
+
+    def forward(self, x: Tensor, *, inverse: bool = False) -> tuple[Tensor, Tensor]:
+        first, second = x.split(self.halves, -1)
+        kept, moved = (first, second) if self.keeps_first else (second, first)
+        if self.network is None:
+            numbers = self.numbers.expand(*moved.shape, -1)
+        else:
+            numbers = self.network(kept).unflatten(-1, (moved.shape[-1], -1))
+        function = self.univariate(numbers)
+        moved, log_det = (function.inv if inverse else function).call_and_ladj(moved)
+        halves = [kept, moved] if self.keeps_first else [moved, kept]
+        return torch.cat(halves, -1), log_det.sum(-1)
 
 
-def _knots(bins: int) -> list[tuple[int]]:
-    """Widths, heights and slopes of a spline."""
-    return [(bins,), (bins,), (bins - 1,)]
+def _affine(numbers: Tensor) -> MonotonicAffineTransform:
+    shift, log_scale = numbers.unbind(-1)
+    return MonotonicAffineTransform(shift, log_scale)
 
 
-def _bent(
-    widths: Tensor, heights: Tensor, slopes: Tensor, shift: Tensor, scale: Tensor, *, bound: float
-) -> ComposedTransform:
+def _bent(numbers: Tensor, *, bins: int, bound: float) -> ComposedTransform:
     """A spline, then an affine function."""
-    spline = MonotonicRQSTransform(widths, heights, slopes, bound=bound)
-    return ComposedTransform(spline, MonotonicAffineTransform(shift, scale))
+    widths, heights, slopes, affine = numbers.split((bins, bins, bins - 1, 2), -1)
+    return ComposedTransform(
+        MonotonicRQSTransform(widths, heights, slopes, bound=bound), _affine(affine)
+    )
 
 
 class Flow(HasRows):

@@ -16,9 +16,9 @@ from tests.test_sabotage import Sabotage
 KINDS = ("spline", "realnvp")
 
 
-def bent(dim, kind, size=0.2):
+def bent(dim, kind, size=0.2, bins=8):
     """A map with random weights of that size."""
-    coupling = Coupling(dim, kind, layers=3, hidden=8).double()
+    coupling = Coupling(dim, kind, layers=3, hidden=8, bins=bins).double()
     numbers = torch.Generator().manual_seed(dim)
     with torch.no_grad():
         for parameter in coupling.parameters():
@@ -30,10 +30,11 @@ def rows(count, dim, seed=0):
     return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)).double()
 
 
+@pytest.mark.parametrize("bins", [2, 8])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dim", [1, 2, 5])
-def test_the_map_is_its_inverses_inverse_with_the_jacobian_of_autograd(dim, kind):
-    coupling = bent(dim, kind)
+def test_the_map_is_its_inverses_inverse_with_the_jacobian_of_autograd(dim, kind, bins):
+    coupling = bent(dim, kind, bins=bins)
     z = 2 * rows(20, dim)
     x, log_det = coupling(z)
     assert float((x - z).detach().abs().max()) > 0.02
