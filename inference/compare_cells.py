@@ -16,6 +16,7 @@ from inference.references import Reference, reference_of
 from inference.sampling import Sampler
 from inference.smc import SMC
 from inference.thermodynamic import Thermodynamic
+from inference.transported import Transported
 from ppl_models.errors import EngineError
 
 
@@ -51,6 +52,8 @@ def cost(engine: Engine) -> tuple[int, int]:
             return 1, engine.chains * (engine.warmup + engine.draws * engine.thin)
         case SMC():
             return 1, engine.runs * engine.particles * engine.moves * _steps(engine.kernel) * 10
+        case Transported():
+            return cost(engine.kernel)
         case Thermodynamic():
             transitions = engine.temperatures * engine.chains * (engine.warmup + engine.draws)
             return 1, transitions * _steps(engine.kernel)

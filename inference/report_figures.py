@@ -147,7 +147,7 @@ def numeric(group: xr.Dataset) -> xr.Dataset:
 
 def worst_first(table: pd.DataFrame) -> pd.DataFrame:
     """The rows of a summary, those that deserve a look first; of equal ones the first."""
-    table = table[~table.duplicated()]
+    table = table.drop_duplicates()
     if "ess_bulk" in table:
         size = table[["ess_bulk", "ess_tail"]].min(axis=1).rank(na_option="top")
         disagreement = (-table["r_hat"]).rank(na_option="bottom")
