@@ -101,6 +101,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=360_000, help="in all; 600 are a pass")
     parser.add_argument("--every", type=int, default=30_000, help="steps between lines")
     parser.add_argument("--rate", type=float, default=2e-3)
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--images", type=int, default=200, help="test images given 5,000 draws")
     parser.add_argument("--whole", action="store_true", help="at the end 5,000 draws for all")
     chosen = parser.parse_args()
@@ -122,6 +123,7 @@ def main() -> None:
             learning_rate=chosen.rate,
             schedule=schedule,
             average=0.999,
+            precision=chosen.precision,
             plateau=False,
             rows=2,
             draws=4,

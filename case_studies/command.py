@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:  # help and completion must not wait for torch
     import pandas as pd
+    from matplotlib.figure import Figure
 
     from inference import Comparison, Engine, Finding
 
@@ -73,6 +75,31 @@ def records(findings: Iterable[Finding]) -> list[dict[str, Any]]:
         {**finding._asdict(), "figure": finding.figure if math.isfinite(finding.figure) else None}
         for finding in findings
     ]
+
+
+def notes(comparison: Comparison) -> list[tuple[str, str]]:
+    """What speaks against each fit, and why some failed."""
+    told = [(name, text) for name, found in comparison.fits.items() for text in found.warnings]
+    return told + list(comparison.failures.items())
+
+
+def write(
+    folder: Path,
+    comparison: Comparison,
+    tables: Mapping[str, pd.DataFrame],
+    figures: Mapping[str, Figure],
+) -> None:
+    """Tables as CSV, pictures as PNG, and the comparison's own files, its report with them."""
+    from inference.storage import whole
+
+    for name, table in tables.items():
+        with whole(folder / f"{name}.csv") as path:
+            table.to_csv(path)
+    for title, figure in figures.items():
+        name = re.sub(r"\W+", "_", title.lower()).strip("_")
+        with whole(folder / f"{name}.png") as path:
+            figure.savefig(path, dpi=120)
+    comparison.save(folder, figures=figures)
 
 
 def verdict(comparison: Comparison) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from torch import Tensor
 
 from inference.plots import COLOURS, VECTOR, Draw, number
@@ -27,6 +28,15 @@ def drawing(title: str, exhibit: Exhibit) -> tuple[Draw, dict[str, Any]]:
         draw = functools.partial(_points, title=title, exhibit=exhibit)
         return draw, {"wide": True, "height": 3.6}
     return functools.partial(_bars, title=title, exhibit=exhibit), {"wide": True}
+
+
+def figure(title: str, exhibit: Exhibit) -> Figure:
+    """An exhibit as a figure of its own, for a file."""
+    draw, size = drawing(title, exhibit)
+    made = Figure(figsize=(_WIDTH, size.get("height", 3.0)))
+    made.subplots_adjust(left=0.15, bottom=0.15)
+    draw(made.subplots())
+    return made
 
 
 def mosaic(images: Tensor) -> np.ndarray:

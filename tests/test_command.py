@@ -204,7 +204,7 @@ def test_a_study_that_cannot_be_compared_is_named(monkeypatch):
     assert "cannot be compared" in result.output
 
 
-@pytest.mark.parametrize("name", ["oring", "gmm_iris", "lda_reuters"])
+@pytest.mark.parametrize("name", ["oring", "gmm_iris", "lda_reuters", "vae_digits", "vade_digits"])
 def test_every_study_names_engines_that_it_has(name):
     module = pytest.importorskip(f"case_studies.{name}")
     given = module.study()
