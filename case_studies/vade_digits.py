@@ -100,8 +100,9 @@ def peers(x: np.ndarray, clusters: int, seed: int) -> dict[str, np.ndarray]:
     """Clusters by k-means on pixels, and by a full mixture on principal components."""
     rows = x.reshape(len(x), -1)
     codes = PCA(min(_COMPONENTS, rows.shape[1]), random_state=seed).fit_transform(rows)
-    by_means = KMeans(clusters, n_init=10, random_state=seed)
-    mixture = GaussianMixture(clusters, n_init=10, random_state=seed)
+    starts: Any = 10  # sklearn's annotations know "auto" alone
+    by_means = KMeans(clusters, n_init=starts, random_state=seed)
+    mixture = GaussianMixture(clusters, n_init=starts, random_state=seed)
     return {
         "k-means": by_means.fit_predict(rows),
         f"mixture on {codes.shape[1]} components": mixture.fit_predict(codes),
