@@ -36,7 +36,8 @@ def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
 
     The draws' moments are compared with those of the weighted draws: the posterior's, up to
     Monte-Carlo error, unless k-hat is 1 or more, where the weights have no mean, or above its limit
-    with weights worth fewer than 100 draws: an *error* alone.
+    with weights worth fewer than 100 draws: an *error* alone. Moments of few draws, or of a heavy
+    tail, are rough like those of any sample.
 
     Args:
         draws: continuous sites, (1, draw, *event).
@@ -76,7 +77,7 @@ def approximation(draws: Arrays, stats: Arrays) -> list[Finding]:
         text = f"the sd of {name} is {ratio:.2f} of the posterior's, by its importance weights"
         severe = severity(doubtful or factor > SPREAD_BAD)
         found.append(Finding("sd_ratio", severe, ratio, text, remedy))
-    return found
+    return found + _sample(draws, "raise draws")
 
 
 def corrected(fit: Any) -> pd.DataFrame:
@@ -153,13 +154,18 @@ def particles(draws: Arrays) -> list[Finding]:
             found.append(
                 Finding("r_hat", severity(value > R_HAT_BAD), value, text, "raise particles")
             )
+    return found + _sample(draws, "raise draws, particles or proposals")
+
+
+def _sample(draws: Arrays, remedy: str) -> list[Finding]:
+    """What independent draws, some of them copies, tell of their own moments."""
     first = next(iter(draws.values()))
     size = mixing.distinct(first.reshape(first.shape[0] * first.shape[1], -1)[:, 0])
     of_mean = {k: np.full(v.shape[2:], size**-0.5) for k, v in draws.items()}
     # kurtosis is at least 1, and of two draws 1 but for rounding
     excess = {k: np.maximum(mixing.kurtosis(v) - 1, 0.0) for k, v in draws.items()}
     of_sd = {k: np.sqrt(v / (4 * size)) for k, v in excess.items()}
-    return found + rough(of_mean, of_sd, "raise draws, particles or proposals") + tails(draws)
+    return rough(of_mean, of_sd, remedy) + tails(draws)
 
 
 def _farthest(ratios: np.ndarray) -> np.intp:

@@ -187,6 +187,13 @@ def test_weights_with_another_tail_but_even_are_a_warning():
     assert (finding.name, finding.severity) == ("pareto_k", "warning")
 
 
+def test_an_exact_approximation_with_a_heavy_tail_is_a_rough_sample():
+    """The sd of a lognormal, whose logarithm has sd 2, is not that of a thousand draws."""
+    x = np.exp(2 * RNG.normal(size=(1, 1000)))
+    found = diagnostics.approximation({"x": x}, {"log_weight": np.zeros((1, 1000))})
+    assert {(one.name, one.severity) for one in found} >= {("mcse", "error")}
+
+
 def test_copies_count_once_and_runs_must_agree():
     x = RNG.normal(size=(1, 4000))
     assert diagnostics.approximation({"x": x}, {}) == []
