@@ -24,6 +24,7 @@ from inference.training_step import Precision, idle_weights, step_function
 from inference.weights import Moved, Optimiser, Schedule, Weights
 from ppl_models.base import Data, Params
 from ppl_models.errors import EngineError, ModelError
+from ppl_models.noise import seed_torch
 
 _LOOK = (100, 1000)  # steps between looks, at least and at most
 _DECAYS = 2  # how often a plateau lowers the learning rate before it ends the run
@@ -99,6 +100,7 @@ class Trainer:
         self.look = min(max(self.epoch, _LOOK[0]), _LOOK[1])
         self.first = model.take(self.data, self.kept[: self.batch])
         self.order = (-1, self.kept)
+        self.seeds: tuple[int, list[int]] = (0, [])  # of torch, from a step on
         objective = settings.objective
         objective.check(model, model.refreshed(self.first))
         start = {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
@@ -176,11 +178,18 @@ class Trainer:
     def _move(self, at: Progress) -> Tensor:
         """One step: the loss before it."""
         batch = self.first if self.epoch == 1 and self.batch == len(self.kept) else self._batch(at)
-        self.steps.fold(at.step).seed_torch()
+        seed_torch(self._seed(at.step), self.problem.device)
         with torch.no_grad():
             loss, gradients = self.step.call(self.weights.values, batch)
         self.weights.move(gradients, at.factor)
         return loss
+
+    def _seed(self, step: int) -> int:
+        """The seed of a step's random numbers: that of ``self.steps.fold(step)``."""
+        first, seeds = self.seeds
+        if not 0 <= step - first < len(seeds):
+            self.seeds = first, seeds = step, self.steps.seeds(step, self.look)
+        return seeds[step - first]
 
     def _batch(self, at: Progress) -> Data:
         """The rows of a step: a slice of the epoch's order."""

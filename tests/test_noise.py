@@ -138,3 +138,14 @@ def test_dirichlet_has_its_marginals():
         assert stats.kstest(draws[:, k].numpy(), marginal.cdf).pvalue > 1e-4
     beta = stats.beta(0.01, 7.3)  # nearly all of it underflows: compare the mass above a point
     assert abs(float((draws[:, 0] > 1e-3).double().mean()) - beta.sf(1e-3)) < 4.5 * 0.5 / 316
+
+
+def test_seeds_at_once_are_those_of_the_folds():
+    noise = Noise.seeded(5, 1).fold(3)
+    for first in (0, 7, 2**32 + 5):
+        seeds = noise.seeds(first, 4)
+        for step, seed in enumerate(seeds, first):
+            with torch.random.fork_rng():
+                noise.fold(step).seed_torch()
+                assert torch.initial_seed() == seed
+        assert len(set(seeds)) == 4
