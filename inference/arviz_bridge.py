@@ -106,13 +106,21 @@ def save(data: Any, path: str | os.PathLike[str]) -> Path:
 def load(path: str | os.PathLike[str]) -> Any:
     """Read NetCDF, or a folder of Zarr, written by ``save`` or by any ArviZ of either version."""
     if Path(path).is_dir():
-        found = xr.open_groups(path, engine="zarr", consolidated=False)  # with it or without
-        groups = {name.strip("/"): group for name, group in found.items()}
+        with warnings.catch_warnings():  # a run that is stored has files of its own beside it
+            warnings.filterwarnings("ignore", "Object at .* is not recognized", UserWarning)
+            found = xr.open_groups(path, engine="zarr", consolidated=False)  # with it or without
+        groups = {name.strip("/"): _unescaped(group) for name, group in found.items()}
         root = groups.pop("", xr.Dataset())
         return build(groups, root.attrs)
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such file")
     return az.from_netcdf(str(path), engine="h5netcdf")
+
+
+def _unescaped(group: xr.Dataset) -> xr.Dataset:
+    """Names of sites as everywhere, where a folder's name stands for a slash."""
+    plain = {name: unslashed(str(name).replace("%2F", "/").replace("%25", "%")) for name in group}
+    return group.rename({name: new for name, new in plain.items() if new != name})
 
 
 def kind(data: Any) -> str:

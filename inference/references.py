@@ -44,7 +44,7 @@ def reference_of(given: Any) -> Reference:
             raise EngineError(
                 "reference needs the columns mean and sd, with parameters as its index"
             )
-        return Reference(given)
+        return Reference(given.rename(index=_parameter))
     if isinstance(given, Fit):
         given = given.to_arviz()
     if arviz_bridge.is_data(given):
@@ -69,7 +69,11 @@ def reference_of(given: Any) -> Reference:
             )
     rows = {name: tuple(value) for name, value in arrays.items()}
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["mean", "sd"], dtype=float)
-    return Reference(table)
+    return Reference(table.rename(index=_parameter))
+
+
+def _parameter(name: Any) -> str:
+    return arviz_bridge.unslashed(str(name))
 
 
 def scalar_draws(data: Any, variables: Sequence[str] | None = None) -> pd.DataFrame:

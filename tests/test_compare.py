@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from case_studies import oring
 from case_studies.__main__ import studies
-from inference import EM, MH, NUTS, SVI, arviz_bridge, compare, storage
+from inference import EM, MH, NUTS, SVI, arviz_bridge, compare, fit, storage
 from inference.compare import COLUMNS
 from ppl_models import EngineError, ORing
 
@@ -44,6 +44,29 @@ def test_table_has_its_columns_and_a_row_per_engine(comparison):
     nuts = comparison.table.iloc[0]
     assert nuts["error_sd"] == pytest.approx((nuts["mean"] - 6 / 3.01) * 3.01**0.5)
     assert abs(nuts["error_mcse"]) < 5
+
+
+def scoped(y):
+    mu = pyro.sample("part/mu", dist.Normal(0.0, 10.0))
+    with pyro.plate("observations", len(y)):
+        pyro.sample("part/y", dist.Normal(mu, 1.0), obs=y)
+
+
+def test_a_reference_goes_by_the_names_of_sites():
+    engine = MH(chains=2, warmup=20, draws=20, tier="traced")
+    known = {"part/mu": TRUTH["mu"]}
+    for given in (known, pd.DataFrame.from_dict(known, orient="index", columns=["mean", "sd"])):
+        table = compare(scoped, DATA, [engine], reference=given).table
+        assert list(table["parameter"]) == ["part.mu"]
+        assert np.isfinite(table["error_sd"]).all()
+
+
+def test_a_stored_run_names_its_sites_as_a_fit_does(tmp_path):
+    engine = MH(chains=2, warmup=20, draws=20, tier="traced")
+    fitted = fit(scoped, DATA, engine, store=tmp_path / "run.zarr", progress=False)
+    stored = arviz_bridge.load(tmp_path / "run.zarr")
+    names = [list(arviz_bridge.group(data, "posterior")) for data in (stored, fitted.to_arviz())]
+    assert names == [["part.mu"], ["part.mu"]]
 
 
 def test_engine_that_cannot_fit_the_model_is_a_row_with_the_reason(comparison):
