@@ -1,6 +1,7 @@
 """Interchangeable inference engines for Pyro programs, and what to make of their answers."""
 
 from inference.ais import AIS
+from inference.annealed import annealed_draws
 from inference.approximations import corrected
 from inference.bidirectional import Bounds, bidirectional
 from inference.calibration import Calibration, sbc
@@ -26,6 +27,7 @@ from inference.objectives import ELBO, ImportanceWeighted, Objective
 from inference.pretrained import Pretrained
 from inference.row_wise import RowWise
 from inference.sampling import Sampler
+from inference.score_matching import ScoreMatching
 from inference.smc import SMC
 from inference.stein import Discrepancy, ksd
 from inference.stopping import Until
@@ -69,11 +71,13 @@ __all__ = [
     "Pretrained",
     "RowWise",
     "Sampler",
+    "ScoreMatching",
     "Target",
     "Thermodynamic",
     "Transported",
     "TwistedSMC",
     "Until",
+    "annealed_draws",
     "bidirectional",
     "classifier_test",
     "compare",

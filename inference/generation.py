@@ -11,6 +11,7 @@ With x_t = a_t x_0 + s_t n and the denoiser's guesses of x_0 and n:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -138,7 +139,7 @@ def flow_draws(
     """
     table = _table(model)
     x = _noise(model, count, seed).fold(0).normal(*model.shape)
-    levels = (table.noise / table.signal).log()
+    levels = _levels(table)
     ends = torch.stack([levels[-1], levels[0]])
     velocity = _velocity(model, levels)
     return _solve(velocity, x / table.signal[-1], ends, tolerance, progress)[-1]
@@ -170,7 +171,7 @@ def flow_log_density(
     """
     table = _table(model)
     x = x.to(table.signal)
-    levels = (table.noise / table.signal).log()
+    levels = _levels(table)
     velocity = _velocity(model, levels)
     dim = x[0].numel()
     if probes is None and dim > _EXACT_UP_TO:
@@ -196,6 +197,33 @@ def flow_log_density(
         last = (y[-1] * table.signal[-1]).flatten(1)
         constant = dim * (table.signal[-1].log() - 0.5 * np.log(2 * np.pi))
         return constant - 0.5 * last.square().sum(-1) + divergence[-1]
+
+
+def score_of(model: Diffusion) -> Callable[[Tensor, float], Tensor]:
+    """The learned score at y = x_t / a_t, for ``annealed_draws``: s(y, sd), (B, D) -> (B, D).
+
+    It is the gradient of the log density of the data with noise of sd s_t / a_t added: of vectors,
+    for sds from ``noise_levels``.
+    """
+    levels = _levels(_table(model))
+    velocity = _velocity(model, levels)
+
+    def score(y: Tensor, sd: float) -> Tensor:
+        level = torch.as_tensor(math.log(sd)).to(levels)
+        return -velocity(level, y.to(levels)) / sd**2
+
+    return score
+
+
+def noise_levels(model: Diffusion, number: int) -> list[float]:
+    """So many sds s_t / a_t, from the last step of the chain to its first, by equal factors."""
+    levels = _levels(_table(model))
+    return torch.linspace(float(levels[-1]), float(levels[0]), number).exp().tolist()
+
+
+def _levels(table: Steps) -> Tensor:
+    """Log s_t / a_t of t = 1, ..., T."""
+    return (table.noise / table.signal).log()
 
 
 def _solve(slope: Any, start: Any, ends: Tensor, tolerance: float, progress: bool | None) -> Any:

@@ -14,8 +14,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from inference import row_weights
-from ppl_models.base import Data, HasRows, Model
-from ppl_models.errors import EngineError
+from ppl_models.base import Data, HasRows, HasScore, Model
+from ppl_models.errors import EngineError, ModelError
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ class Objective(ABC):
 
     def check(self, model: HasRows, data: Data) -> None:
         """Refuse what the objective cannot do, before any work. Raises ``ModelError``."""
+        if isinstance(model, HasScore):
+            raise ModelError(
+                f"{type(model).__name__} has no normalised density; train it by score matching: "
+                "SVI(objective=ScoreMatching())"
+            )
         row_weights.check(model, data)
 
     def _whole(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """Models: Pyro programs with the closed forms they have to offer.
 
 Subclass ``Model`` for a program of your own, or give a plain Pyro function. ``HasEM``,
-``HasMeanField``, ``HasConditionals``, ``HasGuide``, ``HasRows``, ``HasMStep`` and
+``HasMeanField``, ``HasConditionals``, ``HasGuide``, ``HasRows``, ``HasScore``, ``HasMStep`` and
 ``HasPretraining`` are the capabilities that engines ask for.
 """
 
@@ -13,6 +13,7 @@ from ppl_models.base import (
     HasMStep,
     HasPretraining,
     HasRows,
+    HasScore,
     Model,
 )
 from ppl_models.errors import DataError, EngineError, ModelError, SuiteError
@@ -26,6 +27,7 @@ from ppl_models.noise import Noise
 from ppl_models.oring import ORing
 from ppl_models.ppca import PPCA
 from ppl_models.priors import CoefficientPrior, FlatPrior, NormalPrior, RobertCasella
+from ppl_models.score_models import EnergyModel, ScoreModel
 from ppl_models.vade import VaDE
 from ppl_models.vae import VAE, ConditionalVAE
 
@@ -35,6 +37,7 @@ __all__ = [
     "CoefficientPrior",
     "ConditionalVAE",
     "DataError",
+    "EnergyModel",
     "EngineError",
     "FlatPrior",
     "Flow",
@@ -46,6 +49,7 @@ __all__ = [
     "HasMeanField",
     "HasPretraining",
     "HasRows",
+    "HasScore",
     "LatentDirichletAllocation",
     "LogisticRegression",
     "MixturePPCA",
@@ -56,6 +60,7 @@ __all__ = [
     "NormalPrior",
     "ORing",
     "RobertCasella",
+    "ScoreModel",
     "SuiteError",
     "VaDE",
 ]

@@ -2,7 +2,7 @@
 
 A model is an ordinary Pyro program in ``forward``, with data as keyword arguments. Engines ask for
 a capability by its class (``HasEM``, ``HasMeanField``, ``HasConditionals``, ``HasGuide``,
-``HasRows``, ``HasPretraining``), never by ``hasattr``.
+``HasRows``, ``HasScore``, ``HasPretraining``), never by ``hasattr``.
 """
 
 from __future__ import annotations
@@ -218,6 +218,14 @@ class HasRows(HasGuide):
     def refreshed(self, data: Data) -> Data:
         """A minibatch as a step of training sees it, such as binarised anew; drawn by torch."""
         return data
+
+
+class HasScore(HasRows):
+    """Known by the gradient of its log density: trained by score matching, without its constant."""
+
+    @abstractmethod
+    def score(self, x: Tensor, sd: float | Tensor | None = None) -> Tensor:
+        """The gradient of the log density at rows (B, D), of data with noise of that sd added."""
 
 
 class HasPretraining(HasRows):

@@ -9,6 +9,7 @@ constant that does not depend on s, the expectation of each of these losses of a
   (Vincent 2011).
 
 A score is any function (B, D) -> (B, D); an energy E gives the score -grad E by ``of_energy``.
+Random numbers are those of a stream, or of torch's generator where none is given, as in training.
 """
 
 from __future__ import annotations
@@ -50,23 +51,29 @@ def implicit(score: Score, x: Tensor) -> Tensor:
     return trace + 0.5 * value.square().sum(-1)
 
 
-def sliced(score: Score, x: Tensor, noise: Noise, directions: int = 1) -> Tensor:
+def sliced(score: Score, x: Tensor, noise: Noise | None = None, directions: int = 1) -> Tensor:
     """The mean of v' grad s(x) v + |s(x)|^2 / 2 over directions v of random signs: (B, D) -> (B,).
 
     Args:
         score: s.
         x: rows, (B, D).
-        noise: one stream.
+        noise: one stream, or None.
         directions: per row, at least 1.
     """
     x = _rows(x)
     value, pull = torch.func.vjp(score, x)[:2]
-    signs = noise.uniform(directions, *x.shape)[0].round().to(x) * 2 - 1
+    shape = (directions, *x.shape)
+    unit = (
+        torch.rand(shape, dtype=x.dtype, device=x.device)
+        if noise is None
+        else noise.uniform(*shape)[0].to(x)
+    )
+    signs = unit.round() * 2 - 1
     along = torch.func.vmap(lambda v: (pull(v)[0] * v).sum(-1))(signs).mean(0)
     return along + 0.5 * value.square().sum(-1)
 
 
-def denoising(score: Score, x: Tensor, sd: float | Tensor, noise: Noise) -> Tensor:
+def denoising(score: Score, x: Tensor, sd: float | Tensor, noise: Noise | None = None) -> Tensor:
     """|s(x + d n) + n / d|^2 / 2 of each row: (B, D) -> (B,).
 
     The minimiser is the score of the data with noise added, not of the data: its expectation
@@ -76,12 +83,12 @@ def denoising(score: Score, x: Tensor, sd: float | Tensor, noise: Noise) -> Tens
         score: s.
         x: rows, (B, D).
         sd: d, a positive number or one per row (B, 1).
-        noise: one stream.
+        noise: one stream, or None.
     """
     x = _rows(x)
-    if not bool((torch.as_tensor(sd) > 0).all()):
+    if not isinstance(sd, Tensor) and not sd > 0:
         raise DataError(f"sd={sd!r}: give a positive number")
-    normal = noise.normal(*x.shape)[0].to(x)
+    normal = torch.randn_like(x) if noise is None else noise.normal(*x.shape)[0].to(x)
     return 0.5 * (score(x + sd * normal) + normal / sd).square().sum(-1)
 
 
