@@ -1,7 +1,7 @@
 """MNIST beside Burda, Grosse & Salakhutdinov (2016): test log-likelihood against training time.
 
     python -m benchmarks.mnist DIR --out k1
-    python -m benchmarks.mnist DIR --out k50 --k 50 --start k1/weights-360000.npz --rate 5e-4
+    python -m benchmarks.mnist DIR --out k50 --k 50 --start k1/weights-360000.npz --rate 1e-3
 
 Their network with one stochastic layer: 50 latent units, two layers of 200 tanh units each way,
 pixels binarised anew at every step; and their schedule, 3^i passes at a learning rate falling as
@@ -112,7 +112,6 @@ def main() -> None:
     run, file = chosen.out / "run", chosen.out / "curve.csv"
     lines = pd.read_csv(file).to_dict("records") if file.is_file() else []
     done = int(lines[-1]["steps"]) if lines else 0
-    seconds = float(lines[-1]["seconds"]) if lines else 0.0
     model = None
     while model is None or done < chosen.steps:
         steps = min(done + chosen.every, chosen.steps)
@@ -136,7 +135,7 @@ def main() -> None:
         assert isinstance(model, VAE)
         if steps == done:  # nothing was left to train
             break
-        seconds, done = seconds + found.seconds["training"], steps
+        done, seconds = steps, found.posterior.attributes["bound_seconds"][-1]
         likelihood, error, elbo, active = estimate(model, data.test, chosen.images)
         line = {
             "steps": steps,

@@ -42,6 +42,7 @@ def train_rows(problem: Problem, settings: Settings, draws: int) -> Posterior:
         "tier": trained.tier,
         "bound_trace": trace[:, 1].tolist(),
         "bound_steps": trace[:, 0].tolist(),
+        "bound_seconds": trace[:, 3].tolist(),  # of training, before a resume too
     }
     if len(trainer.held_out):
         attributes["held_out_trace"] = trace[:, 2].tolist()

@@ -171,9 +171,13 @@ def test_a_killed_training_goes_on_to_the_same_weights(moment, tmp_path, monkeyp
 def test_a_training_goes_on_for_more_steps(tmp_path):
     engine = replace(BASE, average=0.9)
     whole = fit(Linear(), {"x": X}, engine)
-    fit(Linear(), {"x": X}, replace(engine, steps=120), store=tmp_path / "run")
+    begun = fit(Linear(), {"x": X}, replace(engine, steps=120), store=tmp_path / "run")
     resumed = fit(Linear(), {"x": X}, engine, resume=tmp_path / "run")
     assert torch.equal(weights(resumed), weights(whole))
+    # the clock of the training goes on too
+    before, after = (r.posterior.attributes["bound_seconds"] for r in (begun, resumed))
+    assert after[: len(before)] == before
+    assert after == sorted(after)
 
 
 def test_ctrl_c_keeps_the_weights_of_the_last_look_and_goes_on(tmp_path, monkeypatch):
