@@ -87,7 +87,7 @@ def study(
         "pretrained": lambda: engine(used, len(x)),
         "svi": lambda: last(sum(used.epochs) * max(1, len(x) // BATCH)),
     }
-    return Study(model(used, clusters, x.shape[1:], seed), x, engines, ENGINES, shown=())
+    return Study(model(used, clusters, x.shape[1:], seed), x, engines, ENGINES)
 
 
 def labels(found: Fit, x: np.ndarray) -> np.ndarray:

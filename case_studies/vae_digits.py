@@ -58,7 +58,7 @@ def study(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = VAE(latent, hidden, shape=x.shape[1:], binarise="dynamic")
-    return Study(model, x, engines, ENGINES, shown=())
+    return Study(model, x, engines, ENGINES)
 
 
 def bounds(model: VAE, data: Data, k: int, samples: int) -> dict[str, float]:

@@ -85,7 +85,7 @@ class Comparison:
             console.print(printable(self._brief(telling(self.by_fit))))
         if many and parameters is None:
             console.print(f"{len(rows)} rows by parameter: name some, or see .table")
-        else:
+        elif len(rows):
             console.print(printable(self._brief(telling(rows))))
         for name, text in self._notes():
             console.print(f"[bold]{name}[/bold]: {text}", highlight=False)

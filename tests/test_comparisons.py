@@ -494,3 +494,8 @@ def test_mistakes_are_told_before_any_work(settings, message, monkeypatch):
     arguments = {"models": normal_mean, "data": DATA, "engines": [Exact()]} | settings
     with pytest.raises(EngineError, match=message):
         compare(**arguments)
+
+
+def test_names_that_no_fit_has_leave_the_table_out(capsys):
+    compare(normal_mean, DATA, [Exact()]).show(["nu"])
+    assert "mean" not in capsys.readouterr().out.split("\n")[0]  # no heading of a table

@@ -67,6 +67,15 @@ def test_an_autoencoder_is_trained_judged_and_sampled(folder):
     assert "Reconstructions (iwae)" in (out / "report.html").read_text()
 
 
+def test_trainings_are_compared(monkeypatch, tmp_path):
+    given = vae_digits.study(DIGITS.images[:100] / 16, latent=2, hidden=8, steps=20, k=3)
+    monkeypatch.setattr(vae_digits, "study", lambda: given)
+    result = CliRunner().invoke(app, ["compare", "vae_digits", "--out", str(tmp_path / "out")])
+    assert result.exit_code in (0, 3), result.output
+    assert "256 rows by parameter" in result.output  # 2 fits, 64 images, 2 units
+    assert (tmp_path / "out" / "iwae.nc").is_file()
+
+
 def test_digits_are_clustered_and_judged(folder):
     out = folder / "out"
     quick = ["--before", 60, "--together", 20, "--restarts", 3, "--clusters", 3]
