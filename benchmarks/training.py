@@ -13,8 +13,6 @@ time of a step of a network so small (4-2-1, batches of 2) that nothing else is 
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -25,8 +23,8 @@ import torch
 from pyro import infer
 from torch import Tensor, nn
 
-from inference import SVI, InferenceWarning, fit
-from inference.training import Trainer
+from benchmarks import steps as contestants
+from inference import SVI, InferenceWarning
 from ppl_models import HasRows
 
 
@@ -57,22 +55,8 @@ class Autoencoder(HasRows):
 def ours(sizes: tuple[int, int, int], x: Tensor, batch: int, steps: int, tier: Any) -> float:
     """Seconds per step."""
     torch.manual_seed(0)
-    begun: list[float] = []
-    first = Trainer.run
-
-    def run(self: Trainer) -> Any:
-        begun.append(time.perf_counter())
-        result = first(self)
-        begun.append(time.perf_counter())
-        return result
-
     engine = SVI(batch_size=batch, steps=steps, plateau=False, rows=1, draws=1, tier=tier)
-    Trainer.run = run  # type: ignore[method-assign]
-    try:
-        fit(Autoencoder(*sizes), {"x": x}, engine, progress=False)
-    finally:
-        Trainer.run = first  # type: ignore[method-assign]
-    return (begun[1] - begun[0]) / steps
+    return contestants.ours(Autoencoder(*sizes), {"x": x}, engine)
 
 
 def pyros(sizes: tuple[int, int, int], x: Tensor, batch: int, steps: int) -> float:
@@ -90,7 +74,7 @@ def pyros(sizes: tuple[int, int, int], x: Tensor, batch: int, steps: int) -> flo
 
     pyro.clear_param_store()
     svi = infer.SVI(program, guide, pyro.optim.Adam({"lr": 1e-3}), loss=infer.Trace_ELBO())
-    return _timed(lambda rows: svi.step(x[rows]), len(x), batch, steps)
+    return contestants.looped(lambda rows: svi.step(x[rows]), len(x), batch, steps)
 
 
 def plain(sizes: tuple[int, int, int], x: Tensor, batch: int, steps: int) -> float:
@@ -112,18 +96,7 @@ def plain(sizes: tuple[int, int, int], x: Tensor, batch: int, steps: int) -> flo
         optimiser.step()
         return loss.item()
 
-    return _timed(step, len(x), batch, steps)
-
-
-def _timed(step: Callable[[Tensor], Any], rows: int, batch: int, steps: int) -> float:
-    each = rows // batch
-    begin = time.perf_counter()
-    for number in range(steps):
-        if number % each == 0:
-            order = torch.randperm(rows)
-        place = number % each
-        step(order[place * batch : (place + 1) * batch])
-    return (time.perf_counter() - begin) / steps
+    return contestants.looped(step, len(x), batch, steps)
 
 
 def main() -> None:
@@ -147,21 +120,9 @@ def main() -> None:
             "traced": lambda s=sizes, b=batch, x=x: ours(s, x, b, chosen.steps, "traced"),
             "compiled": lambda s=sizes, b=batch, x=x: ours(s, x, b, chosen.steps, "compiled"),
         }
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(chosen.repeats):
-            for contestant, run in runs.items():
-                seconds[contestant].append(run())
-        print(name)
-        for contestant, taken in seconds.items():
-            median = statistics.median(taken)
-            ratios = {
-                peer: statistics.median(p / t for p, t in zip(seconds[peer], taken, strict=True))
-                for peer in ("pyro", "plain")
-            }
-            print(
-                f"  {contestant:9s} {1e6 * median:7.0f} us/step {batch / median:7.0f} rows/s"
-                f"  {ratios['pyro']:.2f} x pyro  {ratios['plain']:.2f} x plain"
-            )
+        contestants.contest(
+            name, runs, peers=("pyro", "plain"), repeats=chosen.repeats, batch=batch
+        )
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ class Chains:
 
 
 class ExactGuide:
-    """Draws of a guide that is the posterior and has no weights: nothing is left to learn.
+    """Draws of a guide that has no weights: nothing of the E step is left to learn.
 
     Args:
         problem: of the model.

@@ -61,7 +61,9 @@ class MCEM(Engine):
     Args:
         e_step: a sampler of the latents, whose ``chains`` chains of each row persist, and whose
             settings for warm-up and draws serve the draws after training; or "guide" for a model
-            whose guide is the posterior itself and has no weights.
+            whose guide has no weights: where it is the posterior, the E step is exact; where it is
+            fixed, as the noising chain of a ``Diffusion`` is, EM raises the same bound as SVI (Neal
+            & Hinton 1998), and its E step is to draw it.
         rounds: E and M steps.
         transitions: of each chain in an E step; with "guide" the draws of each row.
         m_steps: steps of the optimiser in an M step. Weights with a closed form (``HasMStep``) have

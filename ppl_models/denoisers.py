@@ -123,17 +123,19 @@ def _groups(width: int) -> int:
 class LinearDenoiser(nn.Module):
     """A matrix and an offset per step: the best for Gaussian data, whose score is linear.
 
-    Between steps they are interpolated.
+    A learned variance has a constant per step and number: that of x_0 given x_t is the same for all
+    x_t. Between steps all are interpolated.
 
     Args:
         dim: D.
         steps: T.
+        outputs: 2 where the variance is learned.
     """
 
-    def __init__(self, dim: int, steps: int) -> None:
+    def __init__(self, dim: int, steps: int, outputs: int = 1) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(steps, dim, dim))
-        self.offset = nn.Parameter(torch.zeros(steps, dim))
+        self.offset = nn.Parameter(torch.zeros(steps, outputs * dim))
 
     def forward(self, x: Tensor, time: Tensor) -> Tensor:
         place = (time * len(self.offset) - 1).clamp(0, len(self.offset) - 1)
@@ -142,4 +144,5 @@ class LinearDenoiser(nn.Module):
         share = (place - below)[:, None]
         weight = torch.lerp(self.weight[below], self.weight[above], share[..., None])
         offset = torch.lerp(self.offset[below], self.offset[above], share)
-        return torch.einsum("bij,bj->bi", weight, x) + offset
+        linear = torch.einsum("bij,bj->bi", weight, x)
+        return nn.functional.pad(linear, (0, offset.shape[1] - linear.shape[1])) + offset

@@ -10,64 +10,19 @@ import torch
 
 from inference import HMC, MH, NUTS, InferenceWarning, TwistedSMC, fit
 from ppl_models import EngineError
-from ppl_models.denoisers import LinearDenoiser, MLPDenoiser
+from ppl_models.denoisers import MLPDenoiser
 from ppl_models.diffusion import Diffusion
+from tests.gaussian_chain import (
+    COVARIANCE,
+    HIDDEN,
+    MEAN,
+    SEEN,
+    Y,
+    conditional,
+    known,
+    normal_model,
+)
 from tests.statistics import check, quiet, student, surprises
-from tests.targets import Known
-
-MEAN = np.array([0.3, -0.2, 0.1])
-COVARIANCE = np.array([[1.0, 0.8, -0.3], [0.8, 1.2, 0.2], [-0.3, 0.2, 0.7]])
-SEEN = torch.tensor([True, False, False])
-Y = 1.1
-HIDDEN = np.array([1, 2])
-
-
-def normal_model(steps):
-    """The diffusion of N(MEAN, COVARIANCE) data, with the best denoiser."""
-    model = Diffusion(LinearDenoiser(3, steps), (3,), steps=steps, parameterisation="data").double()
-    table = model.table(torch.zeros(1, dtype=torch.float64))
-    for t in range(steps):
-        a, s = float(table.signal[t]), float(table.noise[t])
-        gain = a * COVARIANCE @ np.linalg.inv(a**2 * COVARIANCE + s**2 * np.eye(3))
-        model.denoiser.weight.data[t] = torch.as_tensor(gain)
-        model.denoiser.offset.data[t] = torch.as_tensor(MEAN - a * gain @ MEAN)
-    model.trained = True
-    return model
-
-
-def conditional(model, y=Y):
-    """Mean (D (T + 1),) and covariance of (x_0, ..., x_T) given y, and log p(y)."""
-    steps = model.steps
-    table = [part.numpy() for part in model.table(torch.zeros(1, dtype=torch.float64))]
-    _, _, _, to_data, to_noisy, variance = table
-    mean, covariance = np.zeros(3), np.eye(3)  # of x_t and all above it, x_t first
-    for t in range(steps - 1, -1, -1):
-        weight = model.denoiser.weight[t].detach().numpy()
-        slope = to_data[t] * weight + to_noisy[t] * np.eye(3)
-        below = slope @ mean[:3] + to_data[t] * model.denoiser.offset[t].detach().numpy()
-        cross = slope @ covariance[:3]
-        own = slope @ covariance[:3, :3] @ slope.T + variance[max(t, 1)] * np.eye(3)
-        mean = np.concatenate([below, mean])
-        covariance = np.block([[own, cross], [cross.T, covariance]])
-    gain = covariance[:, 0] / covariance[0, 0]
-    log_p = -0.5 * ((y - mean[0]) ** 2 / covariance[0, 0] + np.log(2 * np.pi * covariance[0, 0]))
-    covariance = covariance - np.outer(gain, covariance[0])
-    return mean + gain * (y - mean[0]), covariance, log_p
-
-
-def known(model):
-    """Moments of x_1, x_T and of the hidden numbers given y."""
-    mean, covariance, _ = conditional(model)
-    place = {f"x[0, {d}]": d for d in HIDDEN}
-    for t in (1, model.steps):
-        place |= {f"x_{t}[0, {d}]": 3 * t + d for d in range(3)}
-    pairs = [("x[0, 1]", "x[0, 2]"), ("x[0, 1]", "x_1[0, 1]"), ("x_1[0, 0]", "x_1[0, 1]")]
-    return Known(
-        model,
-        mean={name: mean[i] for name, i in place.items()},
-        sd={name: covariance[i, i] ** 0.5 for name, i in place.items()},
-        covariance={(a, b): covariance[place[a], place[b]] for a, b in pairs},
-    )
 
 
 def found(model, engine):
