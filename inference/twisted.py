@@ -93,6 +93,11 @@ class TwistedSMC(Engine):
                 f"TwistedSMC draws the chain of a Diffusion; {type(model).__name__} is none: use "
                 "NUTS() or SMC()"
             )
+        if model.white:
+            raise EngineError(
+                f"TwistedSMC draws the sites x_{model.steps}, ..., x_1, which a whitened diffusion "
+                "does not have; give the model itself"
+            )
         super().check(model, program)
 
     @torch.no_grad()

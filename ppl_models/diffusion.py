@@ -12,6 +12,7 @@ noising chain run backwards, which has no weights. Sohl-Dickstein, Weiss, Mahesw
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from typing import Any, Literal, NamedTuple
@@ -54,6 +55,7 @@ class Diffusion(HasRows):
 
     With data ``{"x": x, "seen": mask}`` the program is that of the numbers seen alone, and engines
     that need no guide draw x_1, ..., x_T given them; ``fit.predict()`` then fills in the rest.
+    Markov chains mix better over the noise of the steps: ``model.whitened()``.
 
     Args:
         denoiser: a module called with x_t (B, *shape) and t / T (B,), returning (B, *shape); with
@@ -101,6 +103,18 @@ class Diffusion(HasRows):
         self.denoiser, self.shape, self.steps = denoiser, tuple(shape), steps
         self.schedule = schedules.schedule(schedule, steps)
         self.parameterisation, self.variance, self.levels = parameterisation, variance, levels
+        self.white = False
+
+    def whitened(self) -> Diffusion:
+        """The same model, weights and all, with the noise of its steps as latent sites.
+
+        They are noise_T, ..., noise_1, standard normal, of which x_T, ..., x_1 are functions: the
+        non-centred form, whose posterior given a part of x_0 is nearly round in most directions,
+        where that of x_1, ..., x_T is as narrow as the variance of a step.
+        """
+        other = copy.copy(self)
+        other.white = True
+        return other
 
     def prepare(self, data: Any) -> Data:
         """``x`` (N, *shape) from an array or a mapping with x, and ``seen`` if there is one.
@@ -141,20 +155,24 @@ class Diffusion(HasRows):
 
     def forward(self, x: Tensor, seen: Tensor | None = None) -> None:  # type: ignore[override]
         """Sites x_T, ..., x_1, each (N, *shape), and x observed, where it is seen."""
-        steps, event = self.table(x), len(self.shape)
+        steps = self.table(x)
         with pyro.plate("rows", len(x), dim=-1):
             origin = x.new_zeros(len(x), *self.shape)
-            above = pyro.sample(f"x_{self.steps}", dist.Normal(origin, 1.0).to_event(event))
+            above = self._latent(self.steps, origin, torch.ones_like(origin))
             for t in range(self.steps, 1, -1):
                 mean, variance = self.reverse(
                     above, torch.full((len(x),), t, device=x.device), steps
                 )
-                law = dist.Normal(mean, variance.sqrt()).to_event(event)
-                above = pyro.sample(f"x_{t - 1}", law)
+                above = self._latent(t - 1, mean, variance)
             pyro.sample("x", self.likelihood(above, steps, seen), obs=x)
 
     def guide(self, x: Tensor, seen: Tensor | None = None) -> None:  # type: ignore[override]
         """q(x_T | x), then q(x_{t-1} | x_t, x): exact draws of the noising chain."""
+        if self.white:
+            raise ModelError(
+                "a whitened diffusion has no guide, and is not for training; train the model "
+                "first, and call whitened() on fit.model"
+            )
         if seen is not None:
             raise ModelError(
                 "the guide of a diffusion needs whole rows; draw what is hidden by TwistedSMC() or "
@@ -168,6 +186,14 @@ class Diffusion(HasRows):
                 mean = steps.to_data[t - 1] * x + steps.to_noisy[t - 1] * above
                 law = dist.Normal(mean, steps.variance[t - 1].sqrt()).to_event(event)
                 above = pyro.sample(f"x_{t - 1}", law)
+
+    def _latent(self, t: int, mean: Tensor, variance: Tensor) -> Tensor:
+        """x_t, sampled or by its noise: (N, *shape)."""
+        event, sd = len(self.shape), variance.sqrt()
+        if not self.white:
+            return pyro.sample(f"x_{t}", dist.Normal(mean, sd).to_event(event))
+        unit = dist.Normal(torch.zeros_like(mean), 1.0).to_event(event)
+        return pyro.deterministic(f"x_{t}", mean + sd * pyro.sample(f"noise_{t}", unit), event)
 
     # -- its parts ---------------------------------------------------------------------------------
 

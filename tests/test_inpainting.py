@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from inference import HMC, MH, NUTS, InferenceWarning, TwistedSMC, fit
-from ppl_models import EngineError
+from inference import HMC, MH, NUTS, SVI, InferenceWarning, TwistedSMC, fit
+from ppl_models import EngineError, ModelError
 from ppl_models.denoisers import MLPDenoiser
 from ppl_models.diffusion import Diffusion
 from tests.gaussian_chain import (
@@ -40,7 +40,7 @@ ENGINES = {
     "twisted": TwistedSMC(runs=64, particles=500),
 }
 MODEL = normal_model(3)
-FAMILY = 19 * len(ENGINES)
+FAMILY = 19 * (len(ENGINES) + 1)  # once more in another form
 
 
 def test_many_steps_have_the_conditional_of_the_data():
@@ -110,9 +110,19 @@ def test_what_it_cannot_draw_is_refused():
         fit(program, {"y": torch.zeros(2)}, TwistedSMC())
     with pytest.raises(EngineError, match="does not train the program's weights"):
         fit(Diffusion(MLPDenoiser(2), (2,), steps=3), torch.zeros(1, 2), TwistedSMC())
+    with pytest.raises(ModelError, match=r"call whitened\(\) on fit.model"):
+        fit(Diffusion(MLPDenoiser(2), (2,), steps=3).whitened(), torch.zeros(1, 2), SVI(steps=1))
+    with pytest.raises(EngineError, match=r"TwistedSMC.*sites x_3"):
+        fit(MODEL.whitened(), {"x": [[Y, 0.0, 0.0]], "seen": SEEN}, TwistedSMC())
     with pytest.raises(EngineError, match=r"threshold=2\): give a positive number below 1"):
         TwistedSMC(threshold=2)
     data = {"x": [[6.0, 0.0, 0.0]], "seen": SEEN}
     with pytest.warns(InferenceWarning, match="effective particles of 8"):
         found = fit(MODEL, data, TwistedSMC(particles=8, runs=1))
     assert any("all draws of run 0 are copies of one particle" in text for text in found.warnings)
+
+
+def test_the_noise_of_the_steps_has_the_same_posterior():
+    """The non-centred form: as the chain, with standard normal sites."""
+    draws = found(MODEL.whitened(), ENGINES["nuts"])
+    check(draws, known(MODEL), FAMILY)
