@@ -93,11 +93,6 @@ class TwistedSMC(Engine):
                 f"TwistedSMC draws the chain of a Diffusion; {type(model).__name__} is none: use "
                 "NUTS() or SMC()"
             )
-        if model.white:
-            raise EngineError(
-                f"TwistedSMC draws the sites x_{model.steps}, ..., x_1, which a whitened diffusion "
-                "does not have; give the model itself"
-            )
         super().check(model, program)
 
     @torch.no_grad()
@@ -135,10 +130,11 @@ class TwistedSMC(Engine):
                 log_weight = log_weight + ratio.flatten(3).sum(-1) - look.log_psi
             problem.report(1 - (t - 1) / model.steps, f"t = {t}")
         seconds = time.perf_counter() - begin
+        chains = self._chains(paths, model.steps)
         attributes, findings = self._evidence(total, least)
         return Posterior(
             kind="approximation",
-            draws=self._chains(paths, model.steps),
+            draws={**model.noise_of(chains), **chains} if model.white else chains,
             findings=findings,
             seconds={"sampling": seconds, "total": seconds},
             attributes=attributes,

@@ -108,9 +108,8 @@ class Diffusion(HasRows):
     def whitened(self) -> Diffusion:
         """The same model, weights and all, with the noise of its steps as latent sites.
 
-        They are noise_T, ..., noise_1, standard normal, of which x_T, ..., x_1 are functions: the
-        non-centred form, whose posterior given a part of x_0 is nearly round in most directions,
-        where that of x_1, ..., x_T is as narrow as the variance of a step.
+        They are noise_T, ..., noise_1, standard normal: the posterior of these given a part of x_0
+        is nearly round, where that of x_1, ..., x_T is as narrow as the variance of a step.
         """
         other = copy.copy(self)
         other.white = True
@@ -160,10 +159,8 @@ class Diffusion(HasRows):
             origin = x.new_zeros(len(x), *self.shape)
             above = self._latent(self.steps, origin, torch.ones_like(origin))
             for t in range(self.steps, 1, -1):
-                mean, variance = self.reverse(
-                    above, torch.full((len(x),), t, device=x.device), steps
-                )
-                above = self._latent(t - 1, mean, variance)
+                at = torch.full((len(x),), t, device=x.device)
+                above = self._latent(t - 1, *self.reverse(above, at, steps))
             pyro.sample("x", self.likelihood(above, steps, seen), obs=x)
 
     def guide(self, x: Tensor, seen: Tensor | None = None) -> None:  # type: ignore[override]
@@ -240,6 +237,17 @@ class Diffusion(HasRows):
         """Mean and variance of p(x_{t-1} | x_t): x (..., B, *shape), t (B,) of 1, ..., T."""
         guess, variance = self.denoised(x, t, steps)
         return self._at(steps.to_data, t) * guess + self._at(steps.to_noisy, t) * x, variance
+
+    def noise_of(self, chain: Params) -> Params:
+        """Sites noise_T, ..., noise_1 of a whitened model at x_T, ..., x_1: (..., N, *shape)."""
+        above = chain[f"x_{self.steps}"]
+        steps, rows = self.table(above), above.shape[-1 - len(self.shape)]
+        noise = {f"noise_{self.steps}": above}
+        for t in range(self.steps, 1, -1):
+            mean, variance = self.reverse(above, torch.full((rows,), t, device=above.device), steps)
+            above = chain[f"x_{t - 1}"]
+            noise[f"noise_{t - 1}"] = (above - mean) / variance.sqrt()
+        return noise
 
     def likelihood(self, x: Tensor, steps: Steps, seen: Tensor | None = None) -> Any:
         """p(x_0 | x_1), a distribution over rows, of what is seen: x is x_1, (..., N, *shape)."""

@@ -9,7 +9,9 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
-@pytest.mark.parametrize("page", ["README.md", "docs/extending.md", "docs/checking.md"])
+@pytest.mark.parametrize(
+    "page", ["README.md", "docs/extending.md", "docs/checking.md", "docs/diffusion.md"]
+)
 def test_code_on_the_page_runs(page, capsys):
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
