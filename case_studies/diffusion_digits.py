@@ -173,7 +173,11 @@ def chains(model: Diffusion, x: Tensor, seed: int) -> tuple[Figure, Tensor]:
     """
     times = sorted({max(1, round(model.steps * k / 7)) for k in range(8)})
     found: dict[int, Tensor] = {}
-    draws = generation.ancestral(model, HELD_OUT, seed=seed, watch=found.setdefault)
+
+    def watch(t: int, chain: Tensor) -> None:
+        found[t] = chain
+
+    draws = generation.ancestral(model, HELD_OUT, seed=seed, watch=watch)
     table = model.table(x)
     noised = [
         table.signal[t - 1] * x + table.noise[t - 1] * Noise.seeded(t, 1).normal(*x.shape)[0].to(x)

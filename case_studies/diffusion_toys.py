@@ -160,8 +160,8 @@ def term_table(terms: dict[str, Terms], numbers: int) -> pd.DataFrame:
     """
     table = {}
     for name, found in terms.items():
-        means = (found.last.mean(), found.steps.sum(-1).mean(), found.data.mean())
-        nats = dict(zip(("L_T", "L_1..T-1", "L_0"), map(float, means), strict=True))
+        parts = {"L_T": found.last, "L_1..T-1": found.steps.sum(-1), "L_0": found.data}
+        nats = {key: float(value.mean()) for key, value in parts.items()}
         nats["bound"] = sum(nats.values())
         bits = {f"{key} bits/dim": value / (numbers * math.log(2)) for key, value in nats.items()}
         table[name] = nats | bits

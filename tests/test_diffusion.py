@@ -15,7 +15,7 @@ from inference import SVI, fit
 from ppl_models import DataError, ModelError, Noise, schedules
 from ppl_models.denoisers import LinearDenoiser, MLPDenoiser, UNetDenoiser
 from ppl_models.diffusion import Diffusion
-from ppl_models.discretised import DiscretisedNormal
+from ppl_models.discretised import DiscretisedNormal, log_ndtr
 
 VARIANCE = 0.49
 NAMES = ("linear", "cosine", "learned")
@@ -359,3 +359,14 @@ def test_svi_trains_the_denoiser_through_the_program():
     assert isinstance(trained, Diffusion)
     after = float(trained.bound(rows(500), Noise.seeded(0, 1)).total.mean())
     assert after < before - 1
+
+
+@pytest.mark.parametrize(("dtype", "close"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_the_log_normal_distribution_function_and_its_slope(dtype, close):
+    x = torch.cat([torch.linspace(-60, 60, 2001), torch.tensor([-1e3, -1.0, 1e3])]).to(dtype)
+    wide = x.double().requires_grad_()
+    expected = torch.special.log_ndtr(wide)
+    (slope,) = torch.autograd.grad(expected.sum(), wide)
+    torch.testing.assert_close(log_ndtr(x), expected.detach().to(dtype), rtol=close, atol=1e-37)
+    found = torch.func.vmap(torch.func.grad(log_ndtr))(x)
+    torch.testing.assert_close(found, slope.to(dtype), rtol=100 * close, atol=1e-9)
