@@ -12,7 +12,16 @@ import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
 
-from inference import ELBO, HMC, SVI, ImportanceWeighted, InferenceWarning, fit, objectives
+from inference import (
+    ELBO,
+    HMC,
+    SVI,
+    ImportanceWeighted,
+    InferenceWarning,
+    fit,
+    objectives,
+    training_step,
+)
 from inference.program import isolated
 from inference.run_store import RunStore
 from inference.training import Trainer
@@ -295,6 +304,15 @@ def test_mixed_precision_runs_the_networks_in_it():
     single = fit(Linear().float(), {"x": X}, replace(engine, precision=None))
     elbo, other = (r.posterior.attributes["bound_trace"][-1] for r in (result, single))
     assert elbo == pytest.approx(other, abs=0.1)
+
+
+def test_a_step_in_low_precision_is_judged_by_full_precision():
+    """Two orders of summation differ by as much as either does from the exact result."""
+    exact = [torch.ones(9)]
+    rounded = [exact[0] + 0.05]
+    assert training_step._agree([exact[0] - 0.08], rounded, exact)
+    assert not training_step._agree([exact[0] + 0.12], rounded, exact)
+    assert not training_step._agree(rounded, exact, exact)
 
 
 class Density(HasRows):
