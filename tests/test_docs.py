@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PAGES = ("guide", "extending", "checking", "diffusion")
 
 
 @pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
-@pytest.mark.parametrize(
-    "page", ["README.md", "docs/extending.md", "docs/checking.md", "docs/diffusion.md"]
-)
-def test_code_on_the_page_runs(page, capsys):
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{name}.md" for name in PAGES)])
+def test_code_on_the_page_runs(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     assert blocks
     names: dict = {}
