@@ -37,7 +37,10 @@ def identity(engine: Engine, problem: Problem) -> dict[str, Any]:
         named[f"discrete site {site.name!r}"] = f"of shape {tuple(site.batch)}"
     if isinstance(problem.model, nn.Module):
         for name, value in problem.model.state_dict().items():
-            named[f"weight {name!r}"] = _digest(value)
+            if name.endswith("_extra_state") and value.dtype == torch.uint8:  # text
+                named["settings of the model"] = bytes(value.tolist()).decode(errors="replace")
+            else:
+                named[f"weight {name!r}"] = _digest(value)
     named["deterministic sites"] = ", ".join(program.deterministic)
     for scale in (0.1, 0.7) if program.dim else ():
         x = torch.linspace(-scale, 0.9 * scale, program.dim, dtype=problem.dtype)

@@ -10,7 +10,7 @@ from pyro import poutine
 from torch.distributions import kl_divergence
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from inference import row_weights
+from inference import SVI, fit, row_weights
 from inference.denoising import Denoising, importance_shares
 from inference.objectives import ELBO
 from ppl_models import DataError, EngineError, ModelError, schedules
@@ -220,3 +220,12 @@ def test_what_it_does_not_train_is_refused():
         Denoising().check(small(), hidden)
     with pytest.raises(DataError, match="seen: give a mask"):
         small().prepare({"x": rows(3), "seen": torch.ones(3)})
+
+
+@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
+def test_a_run_with_another_schedule_is_not_gone_on_from(tmp_path):
+    x = rows(20)
+    engine = SVI(objective=Denoising("bound"), steps=3, batch_size=5, rows=2, draws=4, tier="eager")
+    fit(small(schedule="cosine"), x, engine, store=tmp_path / "run")
+    with pytest.raises(EngineError, match=r"settings of the model was .*Cosine.* and is .*Linear"):
+        fit(small(schedule="linear"), x, engine, resume=tmp_path / "run")
