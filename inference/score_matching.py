@@ -37,7 +37,7 @@ class ScoreMatching(Objective):
         >>> from ppl_models import ScoreModel
         >>> from ppl_models.denoisers import MLPDenoiser
         >>> model = ScoreModel(MLPDenoiser(2, 32), 2, sds=(4.0, 2.0, 1.0, 0.5))
-        >>> engine = SVI(objective=ScoreMatching("denoising"), steps=100)
+        >>> engine = SVI(objective=ScoreMatching("denoising"), steps=100, plateau=False)
         >>> fit(model, torch.randn(200, 2), engine).model.score(torch.zeros(3, 2), 0.5).shape
         torch.Size([3, 2])
     """

@@ -56,11 +56,11 @@ class Transported(Engine):
         >>> import pyro.distributions as dist
         >>> from inference import NUTS, SVI, Transported, fit
         >>> def funnel():
-        ...     v = pyro.sample("v", dist.Normal(0.0, 3.0))
+        ...     v = pyro.sample("v", dist.Normal(0.0, 1.0))
         ...     pyro.sample("x", dist.Normal(0.0, (v / 2).exp()))
-        >>> engine = Transported(NUTS(draws=200), SVI(guide="realnvp", steps=500))
+        >>> engine = Transported(NUTS(draws=500), SVI(guide="realnvp", steps=500))
         >>> fit(funnel, None, engine).posterior.draws["v"].shape
-        torch.Size([4, 200])
+        torch.Size([4, 500])
     """
 
     kernel: Sampler = field(default_factory=NUTS)

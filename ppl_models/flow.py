@@ -172,7 +172,7 @@ class Flow(HasRows):
         >>> import torch
         >>> from inference import SVI, fit
         >>> x = torch.randn(500, 2).double().exp()
-        >>> flow = fit(Flow(2), x, SVI(steps=50, batch_size=100)).model
+        >>> flow = fit(Flow(2), x, SVI(steps=50, batch_size=100, plateau=False)).model
         >>> flow.log_density(x).shape, flow.sample(3).shape
         (torch.Size([500]), torch.Size([3, 2]))
     """
