@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import steps as contestants
-from inference import HMC, MCEM, NUTS, SVI, InferenceWarning, TwistedSMC, fit, generation
+from inference import HMC, NUTS, SVI, InferenceWarning, TwistedSMC, fit, generation
 from inference.denoising import Denoising
 from ppl_models.denoisers import MLPDenoiser
 from ppl_models.diffusion import Diffusion
@@ -39,39 +39,13 @@ from tests.statistics import error
 LAW = exact.correlated()
 
 
-def _cosine(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
-    return lambda optimiser: torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-
-
-def _rows(count: int, seed: int) -> Tensor:
-    torch.manual_seed(seed)
-    return LAW.sample((count,))
-
-
-def _trained(levels: int, steps: int, batch: int, rows: Tensor) -> Diffusion:
-    """By the bound from one level of noise per row."""
-    engine = SVI(
-        objective=Denoising(),
-        batch_size=batch,
-        steps=steps,
-        learning_rate=0.03,
-        schedule=_cosine(steps),
-        average=0.998,
-        plateau=False,
-        rows=1,
-        draws=2,
-    )
-    found: Any = fit(exact.linear_diffusion(2, levels), rows, engine, progress=False).model
-    return found
-
-
 def gaussian(levels: int = 200, steps: int = 3000) -> None:
     """Bound, flow and exact likelihood; terms."""
-    model = _trained(levels, steps, 2000, _rows(20_000, 1))
+    model = exact.trained(exact.rows(20_000, 1), levels, steps, 2000)
     moments = (LAW.mean, LAW.covariance_matrix)
     found, closed = (f(model, *moments) for f in (exact.averaged_terms, exact.expected_terms))
     entropy = float(LAW.entropy())
-    held_out = _rows(4000, 2)
+    held_out = exact.rows(4000, 2)
     off = generation.flow_log_density(model, held_out) - LAW.log_prob(held_out)
     print(f"normal data of two numbers, T = {levels}, {steps} steps of training; nats per row")
     print(f"  exact mean log p(x)           {-entropy:.5f}")
@@ -86,20 +60,8 @@ def gaussian(levels: int = 200, steps: int = 3000) -> None:
 
 def em(levels: int = 10, rounds: int = 1000) -> None:
     """The bound by EM and by SVI, as many steps each."""
-    rows = _rows(5000, 1)
-    engine = MCEM(
-        "guide",
-        rounds=rounds,
-        transitions=1,
-        m_steps=1,
-        batch_size=200,
-        learning_rate=0.03,
-        schedule=_cosine(rounds),
-        average=0.99,
-        rows=1,
-    )
-    by_em: Any = fit(exact.linear_diffusion(2, levels), rows, engine, progress=False).model
-    by_svi = _trained(levels, rounds, 200, rows)
+    rows = exact.rows(5000, 1)
+    by_em, by_svi = exact.by_em(rows, levels, rounds), exact.trained(rows, levels, rounds, 200)
     moments = (LAW.mean, LAW.covariance_matrix)
     print(f"normal data, T = {levels}, {rounds} steps; the bound in expectation, nats per row")
     bounds = [-float(exact.averaged_terms(m, *moments).sum()) for m in (by_em, by_svi)]

@@ -19,7 +19,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 
 from case_studies import images
-from case_studies.command import FAILED, chosen, plain_errors, writable
+from case_studies.command import FAILED, chosen, plain_errors, writable, write
 from case_studies.diffusion_toys import term_table, training
 from case_studies.study import Study
 from inference import (
@@ -34,7 +34,6 @@ from inference import (
     mmd,
     sliced_wasserstein,
 )
-from inference.storage import whole
 from ppl_models import ModelError, Noise
 from ppl_models.denoisers import MLPDenoiser, UNetDenoiser
 from ppl_models.diffusion import Diffusion
@@ -86,7 +85,7 @@ class ImageNetwork(UNetDenoiser):
         return super().forward(x.reshape(-1, 1, SIDE, SIDE), time).flatten(1)
 
 
-def inpainting(model: Diffusion, digit: Tensor, *, draws: int = 150) -> Study:
+def inpainting(model: Diffusion, digit: Tensor, *, draws: int = 100) -> Study:
     """The lower half of a digit (64,) given the upper one, with its engines."""
     seen = torch.arange(64) < 32
     data = {"x": digit[None], "seen": seen}
@@ -195,7 +194,7 @@ def main(
     engines: Annotated[str, typer.Option(help="of inpainting: twisted, hmc, nuts")] = ENGINES,
     levels: Annotated[int, typer.Option(min=5, help="T, the steps of the chain")] = 20,
     steps: Annotated[int, typer.Option(min=1, help="of training")] = 6000,
-    draws: Annotated[int, typer.Option(min=10, help="of each Markov chain, and its warm-up")] = 150,
+    draws: Annotated[int, typer.Option(min=10, help="of each Markov chain, and its warm-up")] = 100,
     restore: Annotated[int, typer.Option(min=1, max=64, help="digits restored by TwistedSMC")] = 8,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     out: Annotated[Path | None, typer.Option(help="folder for tables, pictures, report")] = None,
@@ -211,8 +210,8 @@ def main(
         terms = term_table({k: model.bound(x, Noise.seeded(seed, 1)) for k, x in sets.items()}, 64)
         picture, drawn = chains(model, given.held_out[:3], seed)
         figures = {
-            "The chain from data to noise (to the right), and the model's way back": picture,
-            "Digits drawn by the model, and digits (the lower three rows)": grid(
+            "Chain to noise and back": picture,
+            "Digits drawn and below them real ones": grid(
                 torch.cat([drawn[:36], given.held_out[:36]]).reshape(6, 12, 64), [], []
             ),
         }
@@ -220,7 +219,7 @@ def main(
         data = {"x": half, "seen": torch.arange(64) < 32}
         several = fit(model, data, TwistedSMC(particles=500), seed=seed)
         filled = several.predict()["x"].flatten(0, 1)  # (S, N, 64)
-        figures["Lower halves drawn given the upper ones"] = _restored(half, filled)
+        figures["Lower halves drawn"] = _restored(half, filled)
         setting = inpainting(model, half[0], draws=draws)
         selected = chosen(engines, setting.engines)
         comparison = compare(setting.models, setting.data, selected, seeds=(seed,))
@@ -228,7 +227,7 @@ def main(
             name: found.predict()["x"].flatten(0, 1) for name, found in comparison.fits.items()
         }
         if by_engine:
-            figures["One lower half by each engine"] = _restored(
+            figures["One half by each engine"] = _restored(
                 half[:1].expand(len(by_engine), -1),
                 torch.cat(
                     [x[torch.linspace(0, len(x) - 1, 100).long()] for x in by_engine.values()], 1
@@ -252,14 +251,7 @@ def main(
             print(table.to_string(float_format=lambda value: f"{value:.4g}"))
         comparison.show(setting.shown)
         if folder is not None:
-            comparison.save(folder, figures=figures)
-            for name, figure in zip(
-                ("chain", "draws", "restored", "engines"), figures.values(), strict=False
-            ):
-                figure.savefig(folder / f"{name}.png", dpi=120)
-            for name, table in tables.items():
-                with whole(folder / f"{name}.csv") as path:
-                    table.to_csv(path)
+            write(folder, comparison, tables, figures)
             print(f"written to {folder}: *.csv, report.html, *.png, and *.nc by engine")
         if comparison.failures:
             raise typer.Exit(FAILED)

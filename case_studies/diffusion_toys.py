@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +18,7 @@ import typer
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from case_studies.command import FAILED, AsJSON, chosen, plain_errors, writable
+from case_studies.command import FAILED, AsJSON, chosen, plain_errors, writable, write
 from case_studies.study import Study
 from case_studies.toys import TOYS, Toy
 from inference import (
@@ -33,7 +32,6 @@ from inference import (
     sliced_wasserstein,
 )
 from inference.denoising import Denoising
-from inference.storage import whole
 from ppl_models import DataError, Noise
 from ppl_models.denoisers import MLPDenoiser
 from ppl_models.diffusion import Diffusion, Terms
@@ -254,12 +252,8 @@ def main(
             for name, text in comparison.failures.items():
                 print(f"{name}: {text}")
         if folder is not None:
-            comparison.save(folder, figures={name: each.picture for name, each in found.items()})
-            for name, each in found.items():
-                each.picture.savefig(folder / f"{re.sub('[ ,]+', '_', name)}.png", dpi=120)
-            for file, part in (("toys", table), ("terms", terms)):
-                with whole(folder / f"{file}.csv") as path:
-                    part.to_csv(path)
+            pictures = {name: each.picture for name, each in found.items()}
+            write(folder, comparison, {"toys": table, "terms": terms}, pictures)
             if not as_json:
                 print(f"written to {folder}: *.csv, report.html, a picture of each toy, *.nc")
         if comparison.failures:

@@ -56,6 +56,16 @@ def unslashed(name: str) -> str:
     return name.replace("/", ".")
 
 
+def escaped(name: str) -> str:
+    """The name of a site as that of a folder."""
+    return name.replace("%", "%25").replace("/", "%2F")
+
+
+def unescaped(name: str) -> str:
+    """The name of a site by that of its folder."""
+    return name.replace("%2F", "/").replace("%25", "%")
+
+
 def build(groups: Mapping[str, xr.Dataset], attrs: Mapping[str, Any]) -> Any:
     """An ArviZ object of the installed major version."""
     if MAJOR == 0:
@@ -119,7 +129,7 @@ def load(path: str | os.PathLike[str]) -> Any:
 
 def _unescaped(group: xr.Dataset) -> xr.Dataset:
     """Names of sites as everywhere, where a folder's name stands for a slash."""
-    plain = {name: unslashed(str(name).replace("%2F", "/").replace("%25", "%")) for name in group}
+    plain = {name: unslashed(unescaped(str(name))) for name in group}
     return group.rename({name: new for name, new in plain.items() if new != name})
 
 

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from inference import checkpoint, scratch
+from inference.arviz_bridge import escaped, unescaped
 from inference.checkpoint import Saved
 from inference.recording import Chunk
 from inference.storage import whole
@@ -117,7 +118,7 @@ class RunStore:
             groups = (chunk.draws, chunk.stats, {_POINT: chunk.unconstrained})
             for group, values in zip(_GROUPS, groups, strict=True):
                 for name, value in values.items():
-                    self._put(f"{group}/{_escaped(name)}", first, value)
+                    self._put(f"{group}/{escaped(name)}", first, value)
 
     def show(self) -> None:
         with self._told():
@@ -142,7 +143,7 @@ class RunStore:
             size = sum(_bytes(array, number) for arrays in groups for array in arrays.values())
             load = self._mapped if size > scratch.LARGE else self._loaded
             draws, stats, points = (
-                {_plain(name): load(array, number) for name, array in arrays.items()}
+                {unescaped(name): load(array, number) for name, array in arrays.items()}
                 for arrays in groups
             )
         return Chunk(draws, stats, points[_POINT])
@@ -292,12 +293,3 @@ def _same(then: Any, now: Any) -> bool:
 def _bytes(array: zarr.Array, draws: int) -> int:
     chains, _, *event = array.shape
     return chains * draws * int(np.prod(event, dtype=np.int64)) * np.dtype(array.dtype).itemsize
-
-
-def _escaped(name: str) -> str:
-    """A name as that of a folder."""
-    return name.replace("%", "%25").replace("/", "%2F")
-
-
-def _plain(name: str) -> str:
-    return name.replace("%2F", "/").replace("%25", "%")

@@ -45,7 +45,7 @@ class Transported(Engine):
     Args:
         kernel: the sampler, with its settings, such as ``NUTS()``, ``HMC()`` or ``MALA()``.
         guide: the map: a family of invertible ones, "realnvp", "flow" (of splines, which cost some
-            ten times as much per gradient), "full-rank" or "mean-field"; or ``SVI(guide=...,
+            three times as much per gradient), "full-rank" or "mean-field"; or ``SVI(guide=...,
             steps=...)`` with one of them.
 
     The draws are those of the posterior; ``lp`` is its log density. The map's ELBO is among the

@@ -86,7 +86,8 @@ def denoising(score: Score, x: Tensor, sd: float | Tensor, noise: Noise | None =
         noise: one stream, or None.
     """
     x = _rows(x)
-    if not isinstance(sd, Tensor) and not sd > 0:
+    traced = noise is None and isinstance(sd, Tensor)  # training, which must not look at values
+    if not traced and not bool((torch.as_tensor(sd) > 0).all()):
         raise DataError(f"sd={sd!r}: give a positive number")
     normal = torch.randn_like(x) if noise is None else noise.normal(*x.shape)[0].to(x)
     return 0.5 * (score(x + sd * normal) + normal / sd).square().sum(-1)

@@ -7,6 +7,7 @@ writing x_t as a sum of x_0 and independent noise.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
+from inference import MCEM, SVI, fit
+from inference.denoising import Denoising
 from ppl_models.denoisers import LinearDenoiser
 from ppl_models.diffusion import Diffusion
 from tests.targets import Known
@@ -106,6 +109,52 @@ def linear_diffusion(dim: int, steps: int) -> Diffusion:
     return Diffusion(
         denoiser, (dim,), steps=steps, parameterisation="velocity", variance="learned"
     ).double()
+
+
+def falling(steps: int) -> Callable[[torch.optim.Optimizer], Any]:
+    """A learning rate that falls to zero in so many steps."""
+    return lambda optimiser: torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+
+
+def rows(count: int, seed: int) -> Tensor:
+    """Normal data of two numbers: (count, 2)."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return correlated().sample((count,))
+
+
+def trained(x: Tensor, levels: int, steps: int, batch: int) -> Diffusion:
+    """A linear diffusion, by the bound from one level of noise per row."""
+    engine = SVI(
+        objective=Denoising(),
+        batch_size=batch,
+        steps=steps,
+        learning_rate=0.03,
+        schedule=falling(steps),
+        average=0.998,
+        plateau=False,
+        rows=1,
+        draws=2,
+    )
+    found: Any = fit(linear_diffusion(2, levels), x, engine, progress=False).model
+    return found
+
+
+def by_em(x: Tensor, levels: int, rounds: int) -> Diffusion:
+    """The same by EM, a step of the optimiser in each M step."""
+    engine = MCEM(
+        "guide",
+        rounds=rounds,
+        transitions=1,
+        m_steps=1,
+        batch_size=200,
+        learning_rate=0.03,
+        schedule=falling(rounds),
+        average=0.99,
+        rows=1,
+    )
+    found: Any = fit(linear_diffusion(2, levels), x, engine, progress=False).model
+    return found
 
 
 def correlated() -> MultivariateNormal:

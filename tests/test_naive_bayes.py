@@ -130,7 +130,7 @@ def students(column, centre, square):
     return total
 
 
-@pytest.mark.filterwarnings("ignore::inference.InferenceWarning")  # of few draws
+@pytest.mark.filterwarnings("ignore:CAVI. .*variance:inference.InferenceWarning")
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_elbo_of_mean_field_is_the_log_evidence(kind):
     model = NaiveBayes(kind, alpha=0.6, class_alpha=1.7)

@@ -105,3 +105,5 @@ def test_what_is_no_table_is_refused():
         score.implicit(wrong, torch.zeros(3))
     with pytest.raises(DataError, match="sd=0"):
         score.denoising(wrong, rows()[:2], 0.0, Noise.seeded(0, 1))
+    with pytest.raises(DataError, match="give a positive number"):
+        score.denoising(wrong, rows()[:2], torch.tensor([[1.0], [-1.0]]), Noise.seeded(0, 1))
