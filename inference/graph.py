@@ -41,7 +41,7 @@ def trace(function: Callable[..., Tensor], *examples: Tensor) -> fx.GraphModule:
     with torch.no_grad():
         graph = make_fx(function)(*[e.clone() for e in examples])
         # only a graph can be freed of mutation: Pyro's own autograd functions refuse functionalize
-        pure = make_fx(functionalize(graph), decomposition_table=_scatters())
+        pure = make_fx(functionalize(graph), decomposition_table=_writes())
         graph = pure(*[e.clone() for e in examples])
     return merged(_without_checks(_without_copies(graph)))
 
@@ -172,10 +172,11 @@ def has_compiler() -> bool:
     return any(shutil.which(name) for name in ("g++", "c++", "clang++", "cl"))
 
 
-def _scatters() -> Any:
-    """Decompositions of the writes into slices that mutation becomes, which vmap cannot batch."""
+def _writes() -> Any:
+    """Decompositions of the writes that mutation becomes, which vmap cannot batch."""
     aten = torch.ops.aten
-    return get_decompositions([aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter])
+    slices = [aten.slice_scatter, aten.select_scatter, aten.diagonal_scatter]
+    return get_decompositions([*slices, aten.fill.Scalar])
 
 
 def _without_copies(graph: fx.GraphModule) -> fx.GraphModule:

@@ -292,6 +292,14 @@ def test_a_graph_is_free_of_mutation():
     assert_same(found, graph.loop(function, x))
 
 
+def test_a_filled_tensor_is_one_that_vmap_makes_at_once():
+    """It takes aten::fill row by row, with a warning on standard error."""
+    x = torch.tensor([0.3, 0.7])
+    traced = graph.trace(lambda x: (x * torch.empty_like(x).fill_(2.0)).sum(), x)
+    assert torch.ops.aten.fill.Scalar not in [node.target for node in traced.graph.nodes]
+    assert float(traced(x)) == pytest.approx(2.0)
+
+
 @pytest.mark.parametrize("tier", ["traced", pytest.param("compiled", marks=needs_compiler)])
 def test_a_point_whose_matrix_cannot_be_factored_is_refused_alone(tier):
     """A batch of points is not lost to one of them, as that of a chain far away."""
