@@ -8,6 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from inference import leapfrog_cpu
 from inference.sampling import Info, Randomness, Sampler, Tuning
 from inference.target import Target
 from inference.warmup import Mass, MassChoice, resolve, stretch, whiten
@@ -38,6 +39,24 @@ def leapfrog(
     x = phase.x + step * stretch(scale, momentum)
     log_density, gradient = target.log_density_and_grad(x)
     return Phase(x, log_density, gradient), momentum + 0.5 * step * whiten(scale, gradient)
+
+
+def trajectory(
+    target: Target, phase: Phase, momentum: Tensor, step: Tensor, scale: Tensor, steps: int
+) -> tuple[Phase, Tensor]:
+    """So many leapfrogs, without Python in between where the target is a C function.
+
+    Arguments are those of ``leapfrog``; there ``scale`` is lower triangular if it is a matrix.
+    """
+    native = target.native(phase.x)
+    if native is None:
+        for _ in range(steps):
+            phase, momentum = leapfrog(target, phase, momentum, step, scale)
+        return phase, momentum
+    x, log_density, gradient, momentum = leapfrog_cpu.trajectory(
+        native, phase.x, phase.gradient, momentum, step[:, 0], scale, steps
+    )
+    return Phase(x, log_density, gradient), momentum
 
 
 def energy(log_density: Tensor, momentum: Tensor) -> Tensor:
@@ -129,9 +148,7 @@ class HMC(Sampler):
         factor = 1 + self.jitter * (2 * randomness.uniform[:, 1] - 1)
         length = (tuning.step_size * factor)[:, None]
         before = energy(state.log_density, momentum)
-        phase = state
-        for _ in range(self.steps):
-            phase, momentum = leapfrog(target, phase, momentum, length, tuning.scale)
+        phase, momentum = trajectory(target, state, momentum, length, tuning.scale, self.steps)
         after = energy(phase.log_density, momentum)
         change = torch.nan_to_num(before - after, nan=-torch.inf, posinf=-torch.inf)
         accepted = randomness.uniform[:, 0].log() < change

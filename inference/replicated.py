@@ -133,6 +133,9 @@ class Replicated:
 
         return framed
 
+    def native(self, x: Tensor) -> None:
+        """There is no C function: the chains' data are among the arguments of the graph."""
+
     def constrain(self, x: Tensor) -> Params:
         """Values of the sites: (C, D) -> {site: (C, *shape)}."""
         sites = [site.name for site in self.problem.program.sites]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from inference import graph
 from inference.graph import Tier, ValueAndGrad, logger
+from inference.native import Native
 from inference.program import Site
 from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
@@ -82,6 +83,16 @@ class Target:
         if chains not in self._evaluators:
             self._evaluators[chains] = self._watched(self._build(x))
         return self._evaluators[chains]
+
+    def native(self, x: Tensor) -> Native | None:
+        """The same as a C function for as many chains as ``x`` has; None where there is none.
+
+        Who calls that function asks for it anew every tenth of a second or so, since ``watch`` is
+        called here.
+        """
+        if self._watch is not None:
+            self._watch()
+        return None
 
     def uncompiled(self) -> Target:
         """The same density, for numbers of points met too seldom to trace or compile for each.

@@ -186,6 +186,9 @@ class Tempered:
         """The function behind ``log_density_and_grad``."""
         return self.log_density_and_grad
 
+    def native(self, z: Tensor) -> None:
+        """There is no C function: the chains' temperatures are not those of one density."""
+
     def _mixed(self, log_q: Tensor, log_p: Tensor) -> Tensor:
         return torch.where(self.b > 0, log_q + self.b * (log_p - log_q), log_q)
 

@@ -1,0 +1,111 @@
+"""Leapfrogs of all chains around a C function, compiled by numba: ``hmc.leapfrog`` on a CPU.
+
+The scale S of whitened space is (1, D) where it is diagonal, else a lower triangle. Sums over its
+rows are made column by column, which vectorises and keeps the order of the terms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from inference.native import Native, evaluate
+
+
+class Scale(NamedTuple):
+    """S and its transpose, each contiguous: (1, D), or (D, D) and lower triangular."""
+
+    root: np.ndarray
+    transposed: np.ndarray
+
+
+def scale_of(scale: Tensor) -> Scale:
+    """The scale (D,) or (D, D) of a tuning as arrays."""
+    root = scale.numpy()
+    root = np.ascontiguousarray(root[None] if root.ndim == 1 else root)
+    return Scale(root, root if len(root) == 1 else np.ascontiguousarray(root.T))
+
+
+def trajectory(
+    native: Native,
+    x: Tensor,
+    gradient: Tensor,
+    momentum: Tensor,
+    step: Tensor,
+    scale: Tensor,
+    steps: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """``steps`` leapfrogs of every chain, as by so many calls of ``hmc.leapfrog``.
+
+    Args:
+        native: the density.
+        x, gradient: where the chains are, and the gradient there: (C, D).
+        momentum: in whitened space, (C, D).
+        step: of each chain, (C,).
+        scale: S, (D,) or (D, D) and lower triangular.
+        steps: at least one.
+
+    Returns:
+        Points (C, D), log densities (C,), gradients (C, D) and momenta (C, D) at the end.
+    """
+    end = [part.clone(memory_format=torch.contiguous_format) for part in (x, gradient, momentum)]
+    value = torch.empty_like(step)
+    _trajectory(
+        native.address, native.context, end[0].numpy(), value.numpy(), end[1].numpy(),
+        end[2].numpy(), step.contiguous().numpy(), scale_of(scale), steps,
+    )  # fmt: skip
+    return end[0], value, end[1], end[2]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def whiten(scale: Any, gradient: Any, out: Any) -> None:
+    """S^T g of one chain."""
+    root = scale.root
+    if len(root) == 1:
+        for i in range(len(out)):
+            out[i] = root[0, i] * gradient[i]
+        return
+    out[:] = 0.0
+    for j in range(len(out)):
+        for i in range(j + 1):
+            out[i] += root[j, i] * gradient[j]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def drift(scale: Any, momentum: Any, step: float, x: Any, work: Any, out: Any) -> None:
+    """``out`` = x + step S r of one chain."""
+    if len(scale.root) == 1:
+        for i in range(len(out)):
+            out[i] = x[i] + step * (scale.root[0, i] * momentum[i])
+        return
+    work[:] = 0.0
+    for j in range(len(out)):
+        for i in range(j, len(out)):
+            work[i] += scale.transposed[j, i] * momentum[j]
+    for i in range(len(out)):
+        out[i] = x[i] + step * work[i]
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def _trajectory(
+    address: int, context: int, x: Any, value: Any, gradient: Any, momentum: Any, step: Any,
+    scale: Any, steps: int,
+) -> None:  # fmt: skip
+    chains, dim = x.shape
+    slope, work = np.empty_like(x), np.empty(dim, x.dtype)
+    for c in range(chains):
+        whiten(scale, gradient[c], slope[c])
+    for _ in range(steps):
+        for c in range(chains):
+            for i in range(dim):
+                momentum[c, i] += 0.5 * step[c] * slope[c, i]
+            drift(scale, momentum[c], step[c], x[c], work, x[c])
+        evaluate(address, chains, x.ctypes.data, value.ctypes.data, gradient.ctypes.data, context)
+        for c in range(chains):
+            whiten(scale, gradient[c], slope[c])
+            for i in range(dim):
+                momentum[c, i] += 0.5 * step[c] * slope[c, i]
