@@ -17,7 +17,19 @@ from matplotlib.figure import Figure
 
 from case_studies.command import FAILED, AsJSON, chosen, plain_errors, show, writable
 from case_studies.study import Study
-from inference import EM, HMC, MH, NUTS, SVI, Comparison, Gibbs, ImportanceSampling, compare, target
+from inference import (
+    EM,
+    HMC,
+    MH,
+    NUTS,
+    SVI,
+    ChEES,
+    Comparison,
+    Gibbs,
+    ImportanceSampling,
+    compare,
+    target,
+)
 from inference.laplace import find_mode, hessian
 from ppl_models import Noise, ORing
 
@@ -115,6 +127,7 @@ def study(
         "mh": lambda: MH(**common),
         "hmc": lambda: HMC(**common),
         "nuts": lambda: NUTS(**common),
+        "chees": lambda: ChEES(**common),
         "gibbs": lambda: Gibbs(**common),
         "independence": lambda: MH(**common, proposal=used.independence_proposal()),
         "importance": lambda: ImportanceSampling(
@@ -130,7 +143,9 @@ def study(
 def main(
     engines: Annotated[
         str,
-        typer.Option(help="em, svi, mh, hmc, nuts, gibbs, independence, importance, laplace"),
+        typer.Option(
+            help="em, svi, mh, hmc, nuts, chees, gibbs, independence, importance, laplace"
+        ),
     ] = ENGINES,
     prior: Annotated[str, typer.Option(help="robert-casella, normal or flat")] = "robert-casella",
     outcome: Annotated[str, typer.Option(help="incident or damaged")] = "incident",

@@ -6,6 +6,7 @@ from inference.approximations import corrected
 from inference.bidirectional import Bounds, bidirectional
 from inference.calibration import Calibration, sbc
 from inference.cavi import CAVI
+from inference.chees import ChEES
 from inference.compare import Comparison, compare
 from inference.couplings import Coupling, couple_finite, coupling
 from inference.criticism import loo, loo_pit, predictive_checks, prior_predictive
@@ -54,6 +55,7 @@ __all__ = [
     "ULA",
     "Bounds",
     "Calibration",
+    "ChEES",
     "Comparison",
     "Coupling",
     "Discrepancy",

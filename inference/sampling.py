@@ -35,6 +35,7 @@ class Tuning(NamedTuple):
 
     step_size: Tensor  # (C,)
     scale: Tensor  # (D,) or (D, D): S
+    path: Any = None  # what else the kernel learns, such as the length of its trajectories
 
 
 class Randomness(NamedTuple):
@@ -179,6 +180,18 @@ class Sampler(Engine):
         """The acceptance rate that dual averaging aims at."""
         return self.target_acceptance_rate
 
+    def path(self, dim: int) -> Any:
+        """What else the kernel learns, before anything is known; None where it is nothing."""
+        return None
+
+    def next_path(self, at: Adapting, window: Window | None) -> Any:
+        """The same at the end of a window, for the one that follows, or for the draws."""
+        return at.tuning.path
+
+    def adapts_to(self, state: Any, rate: Tensor) -> Tensor:
+        """What dual averaging sees of the chains' acceptance rates: (C,) -> (C,)."""
+        return rate
+
     def randomness(self, target: Target, noise: Noise, length: int) -> list[Any]:
         """The random numbers of ``length`` steps."""
         normal = noise.fold(0).normal(length, target.dim).unbind(1)
@@ -199,7 +212,8 @@ class Sampler(Engine):
         for numbers in randomness:
             state, info = self.step(target, state, tuning, numbers)
             if averaging is not None and goal is not None:
-                averaging = warmup.update(averaging, info.acceptance_rate, info.done, goal)
+                rate = self.adapts_to(state, info.acceptance_rate)
+                averaging = warmup.update(averaging, rate, info.done, goal)
                 tuning = tuning._replace(step_size=averaging.step_size)
             states.append((state.x, state.log_density))
             infos.append(info)
@@ -225,7 +239,8 @@ class Sampler(Engine):
             x = self.start(target, noise.fold(0))
             start = time.perf_counter()
             if saved is not None and "warmed" in saved:
-                warmed = saved.part("warmed", _LIKE, problem.device)
+                like = _LIKE._replace(tuning=_LIKE.tuning._replace(path=self.path(target.dim)))
+                warmed = saved.part("warmed", like, problem.device)
             else:
                 x, tuning, steps = self.warm_up(target, x, noise.fold(1), problem)
                 spent = time.perf_counter() - start + earlier_seconds(saved)
@@ -271,8 +286,10 @@ class Sampler(Engine):
                     seconds = time.perf_counter() - begin + before
                     parts = {"calls": target.calls, "adapting": at, "seconds": seconds}
                     problem.records.save(parts)
-            at = self._next_window(target, at, noise, window)
-        return at.state.x, at.tuning, at.steps
+            following = windows[at.window + 1] if at.window + 1 < len(windows) else None
+            at = self._next_window(target, at, noise, window, following)
+        tuning = at.tuning._replace(path=self.next_path(at, None))
+        return at.state.x, tuning, at.steps
 
     def _adapting(self, target: Target, x: Tensor, noise: Noise, problem: Problem) -> Adapting:
         """Where warm-up begins, or goes on."""
@@ -280,7 +297,8 @@ class Sampler(Engine):
         scale = torch.ones(target.dim, dtype=x.dtype, device=x.device)
         if mass == "dense":
             scale = torch.diag(scale)
-        tuning = Tuning(torch.ones(len(x), dtype=x.dtype, device=x.device), scale)
+        ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
+        tuning = Tuning(ones, scale, self.path(target.dim))
         saved = problem.records.saved()
         if saved is None:
             first = self.first_step_size(target, x, tuning, noise.fold(0))
@@ -315,9 +333,11 @@ class Sampler(Engine):
         steps, done = at.steps + len(numbers), at.done + int(history.done.sum())
         return Adapting(at.window, steps, at.begun, done, state, tuning, averaging, moments)
 
-    def _next_window(self, target: Target, at: Adapting, noise: Noise, window: Window) -> Adapting:
+    def _next_window(
+        self, target: Target, at: Adapting, noise: Noise, window: Window, following: Window | None
+    ) -> Adapting:
         """The next window, with what this one learnt."""
-        tuning = at.tuning
+        tuning = at.tuning._replace(path=self.next_path(at, following))
         if at.averaging is not None:
             tuning = tuning._replace(step_size=warmup.pooled_step(at.averaging, target.groups))
         if window.learns_scale and self.mass_matrix(target.dim) is not None:

@@ -208,3 +208,10 @@ def stretch(scale: Tensor, v: Tensor) -> Tensor:
 def whiten(scale: Tensor, gradient: Tensor) -> Tensor:
     """S^T g for each chain: the gradient in whitened space, (C, D)."""
     return gradient * scale if scale.dim() == 1 else gradient @ scale
+
+
+def unstretch(scale: Tensor, x: Tensor) -> Tensor:
+    """S^-1 x for each chain: from unconstrained to whitened space, (C, D)."""
+    if scale.dim() == 1:
+        return x / scale
+    return torch.linalg.solve_triangular(scale, x.T, upper=False).T

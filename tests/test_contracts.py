@@ -26,6 +26,7 @@ from inference import (
     NUTS,
     SMC,
     SVI,
+    ChEES,
     Gibbs,
     ImportanceSampling,
     InferenceWarning,
@@ -215,6 +216,7 @@ MCMC: dict[str, Any] = {"chains": 2, "warmup": 25, "draws": 20, "tier": "traced"
 ENGINES = {
     "NUTS": NUTS(**MCMC, max_depth=5),  # 25 draws of warm-up do not tune it
     "HMC": HMC(**MCMC, steps=4),
+    "ChEES": ChEES(**MCMC),
     "MH": MH(**MCMC, thin=2),
     "MALA": MALA(**MCMC, thin=2),
     "SVI": SVI(steps=100, draws=20, tier="traced"),
@@ -350,6 +352,7 @@ def test_unknown_setting_is_an_error_that_names_it(engine):
         (lambda: NUTS(target_acceptance=1.5), "target_acceptance"),
         (lambda: NUTS(mass="full"), "mass='full'.*choose one of"),
         (lambda: HMC(steps=0), "steps=0"),
+        (lambda: ChEES(chains=1), "chains=1.*at least 2"),
         (lambda: MH(tier="fast"), "tier='fast'"),
         (lambda: SVI(guide="flat"), "guide='flat'.*'mean-field'"),
         (lambda: SVI(learning_rate=0), "learning_rate=0"),

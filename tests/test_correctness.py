@@ -19,6 +19,7 @@ from inference import (
     MALA,
     MH,
     NUTS,
+    ChEES,
     Engine,
     Gibbs,
     ImportanceSampling,
@@ -44,6 +45,9 @@ NUTS_COARSE = NUTS(
 HMC_DIAGONAL = HMC(**_runs(200, 250), steps=7, mass="diagonal")
 HMC_COARSE = HMC(**_runs(200, 250), steps=7, mass="diagonal", target_acceptance=0.6)
 HMC_DENSE = HMC(**_runs(200, 250), steps=5, mass="dense")
+CHEES_DIAGONAL = ChEES(**_runs(200, 250), mass="diagonal")
+CHEES_COARSE = ChEES(**_runs(200, 250), mass="diagonal", target_acceptance=0.6)
+CHEES_DENSE = ChEES(**_runs(200, 250), mass="dense")
 MALA_DIAGONAL = MALA(**_runs(200, 250), mass="diagonal")
 MALA_DENSE = MALA(**_runs(200, 250), mass="dense")
 WALK_DIAGONAL = MH(**_runs(200, 250), mass="diagonal")
@@ -78,6 +82,12 @@ CASES = {
     **{
         f"hmc-dense-{name}": Case(HMC_DENSE, name)
         for name in ("correlated", "simplex", "conjugate", "oring")
+    },
+    **{f"chees-diagonal-{name}": Case(CHEES_DIAGONAL, name) for name in ("funnel", "schools")},
+    "chees-coarse-bounded": Case(CHEES_COARSE, "bounded"),
+    **{
+        f"chees-dense-{name}": Case(CHEES_DENSE, name)
+        for name in ("correlated", "simplex", "oring")
     },
     **{f"mala-diagonal-{name}": Case(MALA_DIAGONAL, name) for name in ("scaled", "bounded")},
     **{

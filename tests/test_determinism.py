@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import EM, HMC, MALA, MH, NUTS, SVI, Gibbs, ImportanceSampling, fit
+from inference import EM, HMC, MALA, MH, NUTS, SVI, ChEES, Gibbs, ImportanceSampling, fit
 from ppl_models import LogisticRegression, ORing
 
 pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
@@ -26,6 +26,7 @@ DATA = {"x": [-1.0, 0.5, 2.0, 1.0, -0.3, 0.2], "y": [0, 1, 1, 0, 0, 1]}
 ENGINES = {
     "nuts": NUTS(**SHORT, **TRACED),
     "hmc": HMC(**SHORT, **TRACED),
+    "chees": ChEES(**SHORT, **TRACED),
     "mh": MH(**SHORT, **TRACED),
     "mala": MALA(**SHORT, **TRACED),
     "independence": MH(**SHORT, **TRACED, proposal=proposal),

@@ -18,9 +18,21 @@ import pytest
 from scipy import stats
 from scipy.signal import lfilter
 
-from inference import HMC, Gibbs, ImportanceSampling, Target, hmc, mh, nuts, nuts_cpu, warmup
+from inference import (
+    HMC,
+    ChEES,
+    Gibbs,
+    ImportanceSampling,
+    Target,
+    hmc,
+    mh,
+    nuts,
+    nuts_cpu,
+    warmup,
+)
 from inference.langevin import MALA, Langevin
 from inference.program import _Substitute
+from inference.trajectories import SharedLength
 from ppl_models.noise import Noise
 from tests import test_correctness, test_laws, test_noise
 from tests.statistics import LEVEL, draws, student, surprises
@@ -104,6 +116,16 @@ BY_MOMENTS = {
     "hmc draws momenta too narrow": (
         "hmc-coarse-bounded",
         Sabotage(HMC, "step", "momentum = randomness.normal", "momentum = 0.9 * randomness.normal"),
+    ),
+    "chees leaves the kinetic energy out of its acceptance": (
+        "chees-coarse-bounded",
+        Sabotage(ChEES, "travel", "energy(phase.log_density, momentum))", "-phase.log_density)"),
+    ),
+    "trajectories are accepted always": (
+        "chees-coarse-bounded",
+        Sabotage(
+            SharedLength, "step", "change, randomness.uniform", "change + 1000, randomness.uniform"
+        ),
     ),
     "the jacobian is forgotten": (
         "hmc-coarse-bounded",

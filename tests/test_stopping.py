@@ -16,6 +16,7 @@ from inference import (
     NUTS,
     SMC,
     SVI,
+    ChEES,
     Gibbs,
     ImportanceSampling,
     Thermodynamic,
@@ -41,6 +42,7 @@ def normal():
 SAMPLERS = {
     "nuts": NUTS(warmup=20, draws=10**7, **TRACED),
     "hmc": HMC(warmup=20, draws=10**7, **TRACED),
+    "chees": ChEES(chains=4, warmup=20, draws=10**7, **TRACED),
     "mh": MH(warmup=20, draws=10**7, **TRACED),
     "gibbs": Gibbs(warmup=5, draws=10**7),
 }

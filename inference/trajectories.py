@@ -1,0 +1,184 @@
+"""Trajectories whose length all chains share: what ``ChEES`` and ``MAMS`` have in common.
+
+A transition follows every chain for the same number of leapfrogs, a share of the longest trajectory
+that a Halton sequence gives, so that no length is resonant with the posterior, and ends in a
+Metropolis test. How far to go is learnt in warm-up from all chains together, and fixed after it.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from inference.hmc import DIVERGENCE, Phase, reasonable_step_size
+from inference.mh import metropolis
+from inference.sampling import Adapting, Info, Randomness, Sampler, Tuning
+from inference.target import Target
+from inference.warmup import Mass, MassChoice, Window, pooled, resolve
+from ppl_models.noise import Noise
+
+_FIRST = 16  # leapfrogs of the longest trajectory while chains are on their way
+
+ARRIVING, LEARNING, FIXED = range(3)
+"""What trajectories are for: to find the posterior, to learn how long they should be, to draw."""
+
+
+class Path(NamedTuple):
+    """How far trajectories go; numbers of the host."""
+
+    log_length: float  # of the longest, in the time of the whitened space
+    transitions: int  # so far: the place in the sequence
+    stage: int  # one of the three above
+    learning: Any = None  # where the learning of the length stands
+
+
+class Place(NamedTuple):
+    """The end of a transition."""
+
+    x: Tensor  # (C, D)
+    log_density: Tensor  # (C,)
+    gradient: Tensor  # (C, D)
+    energy: Tensor  # (C,)
+
+
+class Travellers(NamedTuple):
+    """All chains, and how far they go."""
+
+    place: Place
+    path: Path
+
+    @property
+    def x(self) -> Tensor:  # (C, D)
+        return self.place.x
+
+    @property
+    def log_density(self) -> Tensor:  # (C,)
+        return self.place.log_density
+
+
+class Journey(NamedTuple):
+    """A trajectory's end, and the energies at both ends: their difference is the acceptance's."""
+
+    phase: Phase
+    velocity: Tensor  # (C, D), whitened
+    before: Tensor  # (C,)
+    after: Tensor  # (C,)
+
+
+@dataclass(frozen=True)
+class SharedLength(Sampler):
+    """A sampler whose chains share the length of their trajectories; use ``ChEES`` or ``MAMS``."""
+
+    chains: int = 64
+    step_size: float | None = None
+    mass: MassChoice = "auto"
+    max_steps: int = 1000
+
+    uniforms: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.at_least(chains=2, max_steps=1)
+        self.one_of(mass=("auto", "diagonal", "dense"))
+        self.positive("step_size")
+
+    # -- what differs ----------------------------------------------------------------------------
+
+    @abstractmethod
+    def first_length(self, dim: int) -> float:
+        """The longest trajectory before any is learnt, on a whitened posterior."""
+
+    @abstractmethod
+    def travel(
+        self, target: Target, phase: Phase, tuning: Tuning, normal: Tensor, number: int
+    ) -> Journey:
+        """So many leapfrogs of every chain, from a velocity made of standard normals (C, D)."""
+
+    def learn(
+        self, path: Path, start: Phase, end: Journey, tuning: Tuning, rate: Tensor, share: float
+    ) -> Path:
+        """What a transition of warm-up tells of the length, given its acceptance rates (C,)."""
+        return path
+
+    # -- what is common --------------------------------------------------------------------------
+
+    def evaluations(self) -> int:
+        return (self.warmup + self.draws) * self.thin * _FIRST
+
+    def mass_matrix(self, dim: int) -> Mass:
+        return resolve(self.mass, dim)
+
+    def acceptance_target(self, dim: int) -> float | None:
+        return None if self.step_size is not None else self.target_acceptance_rate
+
+    def first_step_size(self, target: Target, x: Tensor, tuning: Tuning, noise: Noise) -> Tensor:
+        if self.step_size is not None:
+            return torch.full_like(tuning.step_size, self.step_size)
+        return reasonable_step_size(target, x, tuning, noise)
+
+    def path(self, dim: int) -> Path:
+        return Path(math.log(self.first_length(dim)), 0, ARRIVING)
+
+    def next_path(self, at: Adapting, window: Window | None) -> Path:
+        """Chains learn the length from the first window on in which they have arrived."""
+        path: Path = at.state.path
+        if window is None:
+            return path._replace(stage=FIXED)
+        learns = window.settled or path.stage == LEARNING
+        return path._replace(stage=LEARNING if learns else ARRIVING)
+
+    def adapts_to(self, state: Travellers, rate: Tensor) -> Tensor:
+        """Once chains have arrived, to the mean over all: they share a step size."""
+        if state.path.stage == ARRIVING:
+            return rate
+        return rate.mean().expand_as(rate)
+
+    def init(self, target: Target, x: Tensor, tuning: Tuning, randomness: Randomness) -> Travellers:
+        value, gradient = target.log_density_and_grad(x)
+        path = self.path(target.dim)._replace(stage=FIXED) if tuning.path is None else tuning.path
+        return Travellers(Place(x, value, gradient, -value), path)
+
+    def step(
+        self, target: Target, state: Travellers, tuning: Tuning, randomness: Randomness
+    ) -> tuple[Travellers, Info]:
+        path, start = state.path, Phase(*state.place[:3])
+        share = halton(path.transitions)
+        number = self._number(path, share, tuning)
+        end = self.travel(target, start, tuning, randomness.normal, number)
+        change = end.before - end.after
+        there, here = Place(*end.phase, end.after), Place(*start, end.before)
+        place, info = metropolis(here, there, change, randomness.uniform[:, 0])
+        if path.stage == LEARNING:
+            path = self.learn(path, start, end, tuning, info.acceptance_rate, share)
+        statistics = {
+            "energy": place.energy,
+            "diverging": ~(change > -DIVERGENCE),
+            "n_steps": torch.full_like(change, number, dtype=torch.int64),
+        }
+        path = path._replace(transitions=path.transitions + 1)
+        return Travellers(place, path), info._replace(statistics=statistics)
+
+    def _number(self, path: Path, share: float, tuning: Tuning) -> int:
+        """Leapfrogs of the next transition."""
+        step = float(pooled(tuning.step_size, 1)[0])
+        most = _FIRST if path.stage == ARRIVING else self.max_steps
+        longest = min(math.exp(path.log_length) / step, most)
+        return max(1, math.ceil(share * longest))
+
+
+def halton(n: int) -> float:
+    """The Halton sequence of base 2: the digits of n + 1 mirrored at the point, in (0, 1).
+
+    >>> [halton(n) for n in range(5)]
+    [0.5, 0.25, 0.75, 0.125, 0.625]
+    """
+    n, value, digit = n + 1, 0.0, 0.5
+    while n:
+        value += digit * (n & 1)
+        n, digit = n >> 1, digit / 2
+    return value
