@@ -41,6 +41,7 @@ from inference import (
     fit,
     recording,
     run_store,
+    stopping,
 )
 from ppl_models import VAE, LogisticRegression
 
@@ -107,6 +108,8 @@ def keep(file: Path, case: Case, **where: Path) -> None:
     """Fit, and write draws, statistics and weights to a file."""
     run_store.EVERY = 0.02
     recording.LARGEST = 64
+    if where:  # in memory blocks of steps are long, and cut otherwise
+        stopping.LOOK = 0.0
     warnings.simplefilter("ignore", InferenceWarning)
     found: Any = fit(case.model(), case.data, case.engine, seed=1, **where)
     values = found.posterior.draws | found.posterior.stats | found.model.state_dict()

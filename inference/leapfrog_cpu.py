@@ -10,10 +10,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from inference.native import Native, evaluate
+from ppl_models.loops import compiled, inlined
 
 
 class Scale(NamedTuple):
@@ -54,58 +54,61 @@ def trajectory(
     """
     end = [part.clone(memory_format=torch.contiguous_format) for part in (x, gradient, momentum)]
     value = torch.empty_like(step)
+    slope, work = np.empty_like(end[0].numpy()), np.empty_like(end[0].numpy())
     _trajectory(
         native.address, native.context, end[0].numpy(), value.numpy(), end[1].numpy(),
-        end[2].numpy(), step.contiguous().numpy(), scale_of(scale), steps,
+        end[2].numpy(), step.contiguous().numpy(), scale_of(scale), steps, slope, work,
     )  # fmt: skip
     return end[0], value, end[1], end[2]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def whiten(scale: Any, gradient: Any, out: Any) -> None:
-    """S^T g of one chain."""
-    root = scale.root
+@inlined
+def whiten(scale: Any, gradient: Any, c: int, out: Any) -> None:
+    """S^T g of chain ``c``, in its row of ``out``; both (C, D)."""
+    root, dim = scale.root, out.shape[1]
     if len(root) == 1:
-        for i in range(len(out)):
-            out[i] = root[0, i] * gradient[i]
+        for i in range(dim):
+            out[c, i] = root[0, i] * gradient[c, i]
         return
-    out[:] = 0.0
-    for j in range(len(out)):
+    for i in range(dim):
+        out[c, i] = 0.0
+    for j in range(dim):
         for i in range(j + 1):
-            out[i] += root[j, i] * gradient[j]
+            out[c, i] += root[j, i] * gradient[c, j]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
-def drift(scale: Any, momentum: Any, step: float, x: Any, work: Any, out: Any) -> None:
-    """``out`` = x + step S r of one chain."""
+@inlined
+def drift(scale: Any, momentum: Any, c: int, step: float, x: Any, out: Any, work: Any) -> None:
+    """Move chain ``c`` to x + step S r, in its row of ``out``; all (C, D)."""
+    dim = out.shape[1]
     if len(scale.root) == 1:
-        for i in range(len(out)):
-            out[i] = x[i] + step * (scale.root[0, i] * momentum[i])
+        for i in range(dim):
+            out[c, i] = x[c, i] + step * (scale.root[0, i] * momentum[c, i])
         return
-    work[:] = 0.0
-    for j in range(len(out)):
-        for i in range(j, len(out)):
-            work[i] += scale.transposed[j, i] * momentum[j]
-    for i in range(len(out)):
-        out[i] = x[i] + step * work[i]
+    for i in range(dim):
+        work[c, i] = 0.0
+    for j in range(dim):
+        for i in range(j, dim):
+            work[c, i] += scale.transposed[j, i] * momentum[c, j]
+    for i in range(dim):
+        out[c, i] = x[c, i] + step * work[c, i]
 
 
-@njit(cache=True, nogil=True, error_model="numpy")
+@compiled
 def _trajectory(
     address: int, context: int, x: Any, value: Any, gradient: Any, momentum: Any, step: Any,
-    scale: Any, steps: int,
+    scale: Any, steps: int, slope: Any, work: Any,
 ) -> None:  # fmt: skip
     chains, dim = x.shape
-    slope, work = np.empty_like(x), np.empty(dim, x.dtype)
     for c in range(chains):
-        whiten(scale, gradient[c], slope[c])
+        whiten(scale, gradient, c, slope)
     for _ in range(steps):
         for c in range(chains):
             for i in range(dim):
                 momentum[c, i] += 0.5 * step[c] * slope[c, i]
-            drift(scale, momentum[c], step[c], x[c], work, x[c])
+            drift(scale, momentum, c, step[c], x, x, work)
         evaluate(address, chains, x.ctypes.data, value.ctypes.data, gradient.ctypes.data, context)
         for c in range(chains):
-            whiten(scale, gradient[c], slope[c])
+            whiten(scale, gradient, c, slope)
             for i in range(dim):
                 momentum[c, i] += 0.5 * step[c] * slope[c, i]

@@ -28,19 +28,19 @@ def transition(sampler: Sampler, target: Target, x: Tensor, tuning: Tuning, nois
     state = sampler.init(target, x, tuning, first)
     waiting = torch.ones(len(x), dtype=torch.bool, device=x.device)
     moved = Moved(x, x.new_zeros(len(x)), x.new_zeros(len(x)))
-    block, length = 1, 1
+    steps, most = 0, 1
     while bool(waiting.any()):
-        numbers = sampler.randomness(target, noise.fold(block), length)
-        state, _, history = sampler.block(target, state, tuning, numbers, None)
-        for step in range(length):
-            now = history.done[step] & waiting
+        block = sampler.block(target, state, tuning, noise.fold(1), steps, most)
+        history, state = block.history, block.state
+        for row in range(len(history.done)):
+            now = history.done[row] & waiting
             moved = Moved(
-                torch.where(now[:, None], history.x[step], moved.x),
-                torch.where(now, history.log_density[step], moved.log_density),
-                torch.where(now, history.acceptance_rate[step], moved.acceptance_rate),
+                torch.where(now[:, None], history.x[row], moved.x),
+                torch.where(now, history.log_density[row], moved.log_density),
+                torch.where(now, history.acceptance_rate[row], moved.acceptance_rate),
             )
             waiting = waiting & ~now
-        block, length = block + 1, _BLOCK
+        steps, most = steps + block.steps, _BLOCK
     return moved
 
 

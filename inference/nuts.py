@@ -3,7 +3,7 @@
 Multinomial NUTS (Hoffman & Gelman 2014; Betancourt 2017) in the iterative form that keeps only
 log2(leaves) checkpoints (Phan, Pradhan & Jankowiak 2019; Lao & Dillon 2019). A step is one
 leapfrog of every chain: a chain that ends its transition begins the next one at once, so no chain
-waits for the longest tree. On a CPU the same bookkeeping runs compiled (``nuts_cpu``).
+waits for the longest tree. On a CPU the same bookkeeping runs compiled (``nuts_loop``).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from inference import nuts_cpu
 from inference.hmc import DIVERGENCE, Phase, leapfrog, reasonable_step_size
-from inference.sampling import History, Info, Randomness, Sampler, Tuning
+from inference.sampling import Block, Info, Randomness, Sampler, Tuning
 from inference.target import Target
 from inference.warmup import Averaging, Mass, MassChoice, resolve
 from ppl_models.noise import Noise
@@ -115,13 +115,16 @@ class NUTS(Sampler):
         target: Target,
         state: Any,
         tuning: Tuning,
-        randomness: list[Any],
-        averaging: Averaging | None,
-    ) -> tuple[Any, Averaging | None, History]:
+        noise: Noise,
+        first: int,
+        most: int,
+        averaging: Averaging | None = None,
+        enough: int | None = None,
+    ) -> Block:
         if isinstance(state, Tree):
-            return super().block(target, state, tuning, randomness, averaging)
+            return super().block(target, state, tuning, noise, first, most, averaging, enough)
         goal = self.acceptance_target(target.dim)
-        return nuts_cpu.block(target, state, tuning, randomness, averaging, goal)
+        return nuts_cpu.block(target, state, tuning, noise, first, most, averaging, goal, enough)
 
     def step(
         self, target: Target, state: Tree, tuning: Tuning, randomness: Randomness

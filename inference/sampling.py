@@ -8,7 +8,6 @@ warm-up, and stops when every chain has its draws.
 
 from __future__ import annotations
 
-import math
 import time
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -22,12 +21,11 @@ from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding, interrupted
 from inference.program import Program
 from inference.recording import Chunk, Columns, Recorder, chunk_size, earlier_seconds
-from inference.stopping import after, following
+from inference.stopping import Pace, after, following
 from inference.target import Target
 from inference.warmup import Averaging, Mass, Moments, Window
 from ppl_models.noise import Noise
-
-_BLOCK = 64  # steps between looks at how far the chains are
+from ppl_models.noise_cpu import block_of
 
 
 class Tuning(NamedTuple):
@@ -36,6 +34,10 @@ class Tuning(NamedTuple):
     step_size: Tensor  # (C,)
     scale: Tensor  # (D,) or (D, D): S
     path: Any = None  # what else the kernel learns, such as the length of its trajectories
+
+    def stepping(self, size: Tensor) -> Tuning:
+        """With other step sizes (C,), in the precision of these."""
+        return self._replace(step_size=size.to(self.step_size).contiguous())
 
 
 class Randomness(NamedTuple):
@@ -64,7 +66,7 @@ class Info(NamedTuple):
 
 
 class History(NamedTuple):
-    """A block of K steps."""
+    """A block of K steps, or of K transitions, which some chains lack; see ``done``."""
 
     x: Tensor  # (K, C, D)
     log_density: Tensor  # (K, C)
@@ -89,12 +91,20 @@ class History(NamedTuple):
         return named | self.statistics
 
 
+class Block(NamedTuple):
+    """What a block of steps did."""
+
+    state: Any
+    averaging: Averaging | None
+    history: History
+    steps: int
+
+
 class Adapting(NamedTuple):
     """A warm-up on its way."""
 
     window: int  # its number
     steps: int  # so far
-    begun: int  # the steps before this window
     done: int  # transitions of all chains in this window
     state: Any
     tuning: Tuning
@@ -198,23 +208,42 @@ class Sampler(Engine):
         uniform = noise.fold(1).uniform(length, self.uniforms).unbind(1)
         return [Randomness(*pair) for pair in zip(normal, uniform, strict=True)]
 
+    def numbers(self, target: Target, noise: Noise, step: int, most: int) -> list[Any]:
+        """The random numbers of the steps from ``step`` to the end of its block, at most so many.
+
+        They are those of the step's number alone, wherever a run is cut.
+        """
+        number, start, length = block_of(step)
+        every = self.randomness(target, noise.fold(number), length)
+        return every[step - start : step - start + most]
+
     def block(
         self,
         target: Target,
         state: Any,
         tuning: Tuning,
-        randomness: list[Any],
-        averaging: Averaging | None,
-    ) -> tuple[Any, Averaging | None, History]:
-        """A step for each of ``randomness``, adapting the step size if ``averaging`` is given."""
+        noise: Noise,
+        first: int,
+        most: int,
+        averaging: Averaging | None = None,
+        enough: int | None = None,
+    ) -> Block:
+        """Steps from number ``first`` on, at most so many, with the numbers of ``noise``.
+
+        The step size is adapted if ``averaging`` is given. With ``enough``, no step follows that
+        with which all chains together have finished so many transitions. A block may be shorter;
+        where it is cut changes nothing.
+        """
         goal = self.acceptance_target(target.dim)
+        if enough is not None:  # each step finishes one per chain at most
+            most = min(most, -(-enough // len(state.x)))
         states, infos = [], []
-        for numbers in randomness:
+        for numbers in self.numbers(target, noise, first, most):
             state, info = self.step(target, state, tuning, numbers)
             if averaging is not None and goal is not None:
                 rate = self.adapts_to(state, info.acceptance_rate)
                 averaging = warmup.update(averaging, rate, info.done, goal)
-                tuning = tuning._replace(step_size=averaging.step_size)
+                tuning = tuning.stepping(averaging.step_size)
             states.append((state.x, state.log_density))
             infos.append(info)
         names = infos[0].statistics
@@ -225,7 +254,7 @@ class Sampler(Engine):
             torch.stack([info.acceptance_rate for info in infos]),
             {name: torch.stack([info.statistics[name] for info in infos]) for name in names},
         )
-        return state, averaging, history
+        return Block(state, averaging, history, len(states))
 
     def run(self, problem: Problem) -> Posterior:
         """Adapt, sample, and map the draws back to the program's sites."""
@@ -272,13 +301,15 @@ class Sampler(Engine):
     ) -> tuple[Tensor, Tuning, int]:
         """Where the chains are after warm-up from ``x`` (C, D), what it learnt, and its steps."""
         windows, before = warmup.windows(self.warmup), earlier_seconds(problem.records.saved())
-        begin = time.perf_counter()
+        begin, pace = time.perf_counter(), Pace()
         at = self._adapting(target, x, noise, problem)
         while at.window < len(windows):
             window = windows[at.window]
             goal = window.length * self.thin * len(x)
             while at.done < goal:
-                at = self._adapt(target, at, noise, goal, window)
+                begun, steps = time.perf_counter(), at.steps
+                at = self._adapt(target, at, noise, goal - at.done, window, pace.steps)
+                pace.took(at.steps - steps, time.perf_counter() - begun)
                 past = sum(w.length for w in windows[: at.window])
                 share = past + window.length * min(at.done / goal, 1.0)
                 problem.report(share / (self.warmup + self.draws), "warm-up")
@@ -315,23 +346,29 @@ class Sampler(Engine):
         moments = warmup.moments(self.mass_matrix(target.dim) or "diagonal", x)
         first = self.randomness(target, noise.fold(1, steps), 1)[0]
         state = self.init(target, x, tuning, first)
-        return Adapting(number, steps, steps, 0, state, tuning, averaging, moments)
+        return Adapting(number, steps, 0, state, tuning, averaging, moments)
 
     def _adapt(
-        self, target: Target, at: Adapting, noise: Noise, goal: int, window: Window
+        self, target: Target, at: Adapting, noise: Noise, enough: int, window: Window, most: int
     ) -> Adapting:
-        """A block of steps; it is as long as what is left will take, at the pace so far."""
-        pace = (at.steps - at.begun) / at.done if at.done else 1 / len(at.state.x)
-        length = math.ceil((goal - at.done) * pace)
-        numbers = self._numbers(target, noise.fold(2), at.steps, length)
-        state, averaging, history = self.block(target, at.state, at.tuning, numbers, at.averaging)
+        """A block of steps, to the end of the window at most."""
+        block = self.block(
+            target, at.state, at.tuning, noise.fold(2), at.steps, most, at.averaging, enough
+        )
         tuning, moments = at.tuning, at.moments
-        if averaging is not None:
-            tuning = tuning._replace(step_size=averaging.step_size)
+        if block.averaging is not None:
+            tuning = tuning.stepping(block.averaging.step_size)
         if window.learns_scale and self.mass_matrix(target.dim) is not None:
-            moments = warmup.add(moments, history.x, history.done)
-        steps, done = at.steps + len(numbers), at.done + int(history.done.sum())
-        return Adapting(at.window, steps, at.begun, done, state, tuning, averaging, moments)
+            moments = warmup.add(moments, block.history.x, block.history.done)
+        return Adapting(
+            at.window,
+            at.steps + block.steps,
+            at.done + int(block.history.done.sum()),
+            block.state,
+            tuning,
+            block.averaging,
+            moments,
+        )
 
     def _next_window(
         self, target: Target, at: Adapting, noise: Noise, window: Window, following: Window | None
@@ -339,7 +376,7 @@ class Sampler(Engine):
         """The next window, with what this one learnt."""
         tuning = at.tuning._replace(path=self.next_path(at, following))
         if at.averaging is not None:
-            tuning = tuning._replace(step_size=warmup.pooled_step(at.averaging, target.groups))
+            tuning = tuning.stepping(warmup.pooled_step(at.averaging, target.groups))
         if window.learns_scale and self.mass_matrix(target.dim) is not None:
             learnt = warmup.scale(at.moments, settled=window.settled)
             tuning = tuning._replace(scale=learnt.contiguous())
@@ -361,7 +398,7 @@ class Sampler(Engine):
         recorder = Recorder(finish, records, thin=self.thin, size=chunk_size(target.dim))
         numbers = self.randomness(target, noise.fold(2, 0), 1)
         state = self.init(target, warmed.x, tuning, numbers[0])
-        steps, earlier, begin = 0, 0.0, time.perf_counter()
+        steps, earlier, begin, pace = 0, 0.0, time.perf_counter(), Pace()
         saved = records.saved()
         if saved is not None and "pending" in saved:
             recorder.go_on(saved, self.draws, problem.device)
@@ -369,6 +406,7 @@ class Sampler(Engine):
             steps = saved.part("steps", None, problem.device)
             earlier = earlier_seconds(saved)
         goal, first, look = self.draws * self.thin, steps, following(recorder.draws)
+        stream = noise.fold(2, 1)
         stopped: Finding | None = None
 
         def save() -> None:
@@ -381,11 +419,17 @@ class Sampler(Engine):
         number = min(recorder.draws, self.draws)
         try:
             while recorder.transitions < goal and stopped is None:
-                most = min(goal - recorder.transitions, clock.steps(steps - first, begin))
-                numbers = self._numbers(target, noise.fold(2, 1), steps, most)
-                state, _, history = self.block(target, state, tuning, numbers, None)
-                recorder.add(history.columns(), history.done)
-                steps += len(numbers)
+                begun, left = time.perf_counter(), goal - recorder.transitions
+                if problem.until.precise:
+                    left = min(left, look * self.thin - recorder.transitions)
+                most = min(pace.steps, clock.steps(steps - first, begin))
+                block = self.block(
+                    target, state, tuning, stream, steps, most, enough=left * len(warmed.x)
+                )
+                state = block.state
+                recorder.add(block.history.columns(), block.history.done)
+                steps += block.steps
+                pace.took(block.steps, time.perf_counter() - begun)
                 number = min(recorder.draws, self.draws)
                 problem.report((self.warmup + number) / (self.warmup + self.draws), "sampling")
                 if number:
@@ -409,22 +453,3 @@ class Sampler(Engine):
         if stopped is not None and records.remedy:
             stopped = stopped._replace(remedy=records.remedy)
         return records.read(number), stopped, earlier
-
-    def _numbers(self, target: Target, noise: Noise, step: int, most: int) -> list[Any]:
-        """The random numbers of the steps from ``step`` to the end of its block, at most so many.
-
-        They are those of the step's number alone, wherever the blocks of a run are cut.
-        """
-        block, offset = divmod(step, _BLOCK)
-        return self.randomness(target, noise.fold(block), _BLOCK)[offset : offset + most]
-
-
-def joined(blocks: list[History]) -> History:
-    """Blocks of steps as one."""
-    return History(
-        torch.cat([block.x for block in blocks]),
-        torch.cat([block.log_density for block in blocks]),
-        torch.cat([block.done for block in blocks]),
-        torch.cat([block.acceptance_rate for block in blocks]),
-        {k: torch.cat([block.statistics[k] for block in blocks]) for k in blocks[0].statistics},
-    )

@@ -19,8 +19,13 @@ from ppl_models.errors import EngineError
 FIRST = 100
 """Draws per chain before the first look at an effective sample size."""
 
+LOOK = 0.1
+"""Seconds from one look at chains to the next, if they take 64 steps in it."""
+
 GROWTH = 1.25
 """Draws at a look over draws at the look before: all looks together cost as much as five."""
+
+_FEWEST, _MOST = 64, 1 << 20  # steps between looks
 
 
 @dataclass(frozen=True)
@@ -156,6 +161,18 @@ class Clock:
             f"seconds: stopped after {self.seconds:g} s with {draws} of {asked} draws per chain",
             "give more seconds for more draws",
         )
+
+
+class Pace:
+    """How many steps chains make before the next look at them: as many as take a moment."""
+
+    def __init__(self) -> None:
+        self.steps = _FEWEST
+
+    def took(self, steps: int, seconds: float) -> None:
+        """Learn how long some steps took."""
+        fitting = LOOK * steps / max(seconds, 1e-9)
+        self.steps = int(min(max(fitting, _FEWEST), _MOST))
 
 
 def _reached(name: str, draws: int, what: str, figure: float) -> Finding:

@@ -7,6 +7,7 @@ likelihood estimation via power posteriors"; Friel, Hurn & Wyse (2014) for the c
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple
 
@@ -26,7 +27,7 @@ from inference.tempering import (
     difference,
     rough_evidence,
 )
-from inference.warmup import Mass
+from inference.warmup import Averaging, Mass
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -168,16 +169,10 @@ class Thermodynamic(Engine):
             step = self.kernel.first_step_size(target.as_target(), z, tuning, stream.fold(0))
             averaging = warmup.averaging(warmup.pooled(step.log(), self.temperatures).exp())
             length = max(2, round(share * self.warmup))
-            numbers = self.kernel.randomness(target.as_target(), stream.fold(1), length)
-            tuning = tuning._replace(step_size=averaging.step_size)
-            state = self.kernel.init(target.as_target(), z, tuning, numbers[0])
-            _, after, history = self.kernel.block(
-                target.as_target(), state, tuning, numbers, averaging
-            )
+            tuning = tuning.stepping(averaging.step_size)
+            history, after = self._steps(target, z, tuning, stream.fold(1), length, averaging)
             if after is not None and self.kernel.acceptance_target(dim) is not None:
-                tuning = tuning._replace(
-                    step_size=warmup.pooled(after.log_average, self.temperatures).exp()
-                )
+                tuning = tuning.stepping(warmup.pooled(after.log_average, self.temperatures).exp())
             x = torch.stack([target.position(row) for row in history.x])
             z = history.x[-1]
             if window < len(_WINDOWS) - 1:
@@ -189,18 +184,36 @@ class Thermodynamic(Engine):
     def _block(
         self, target: Tempered, z: Tensor, tuning: Tuning, noise: Noise, problem: Problem
     ) -> History:
-        numbers = self.kernel.randomness(target.as_target(), noise, self.draws)
-        state = self.kernel.init(target.as_target(), z, tuning, numbers[0])
+        def over(steps: int) -> bool:
+            problem.report(0.5 + 0.5 * steps / self.draws, "sampling")
+            if steps >= _FEWEST:
+                problem.clock.met()
+            return steps >= _FEWEST and problem.clock.over
+
+        return self._steps(target, z, tuning, noise, self.draws, over=over)[0]
+
+    def _steps(
+        self,
+        target: Tempered,
+        z: Tensor,
+        tuning: Tuning,
+        noise: Noise,
+        number: int,
+        averaging: Averaging | None = None,
+        over: Callable[[int], bool] = lambda steps: False,
+    ) -> tuple[History, Averaging | None]:
+        """So many steps from the points z, or until they are ``over``."""
+        kernel, density = self.kernel, target.as_target()
+        state = kernel.init(density, z, tuning, kernel.numbers(density, noise, 0, 1)[0])
         blocks: list[History] = []
-        for first in range(0, self.draws, _FEWEST):
-            part = numbers[first : first + _FEWEST]
-            state, _, history = self.kernel.block(target.as_target(), state, tuning, part, None)
-            blocks.append(history)
-            problem.clock.met()
-            problem.report(0.5 + 0.5 * (first + len(part)) / self.draws, "sampling")
-            if problem.clock.over:
-                break
-        return History.joined(blocks)
+        steps = 0
+        while steps < number and not over(steps):
+            block = kernel.block(density, state, tuning, noise, steps, number - steps, averaging)
+            state, averaging, steps = block.state, block.averaging, steps + block.steps
+            if averaging is not None:
+                tuning = tuning.stepping(averaging.step_size)
+            blocks.append(block.history)
+        return History.joined(blocks), averaging
 
     def _frame(self, x: Tensor, mass: Mass) -> tuple[Tensor, Tensor]:
         """Mean and a square root of the covariance of each temperature: x (S, K * chains, D)."""

@@ -14,6 +14,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from inference import warmup_cpu
+from inference.warmup_cpu import DECAY, SHRINKAGE, STABILISATION
+
 Mass = Literal["diagonal", "dense"]
 MassChoice = Literal["auto", "diagonal", "dense"]
 
@@ -21,8 +24,6 @@ _DENSE_UP_TO = 30  # dimensions; pooled over chains, warm-up's draws determine s
 
 _SETTLED = 25  # transitions: in longer windows chains have arrived, or will not
 _UNUSUAL = 10.0  # times the median variance
-
-_SHRINKAGE, _STABILISATION, _DECAY = 0.05, 10.0, 0.75  # Stan's gamma, t0, kappa
 
 
 class Window(NamedTuple):
@@ -60,7 +61,7 @@ def windows(warmup: int) -> list[Window]:
 
 
 class Averaging(NamedTuple):
-    """State of dual averaging, one per chain."""
+    """State of dual averaging, one per chain, in double precision."""
 
     log_step: Tensor  # (C,)
     log_average: Tensor  # (C,) the averaged iterate
@@ -75,18 +76,18 @@ class Averaging(NamedTuple):
 
 def averaging(step_size: Tensor) -> Averaging:
     """Start dual averaging at ``step_size`` (C,), shrinking towards ten times it."""
-    zero = torch.zeros_like(step_size)
-    log_step = step_size.log()
+    log_step = step_size.double().log()
+    zero = torch.zeros_like(log_step)
     return Averaging(log_step, log_step.clone(), zero, zero.clone(), log_step + math.log(10))
 
 
 def update(state: Averaging, acceptance: Tensor, done: Tensor, target: float) -> Averaging:
     """One step of dual averaging for the chains that have just finished a transition."""
     count = state.number + 1
-    rate = 1 / (count + _STABILISATION)
+    rate = 1 / (count + STABILISATION)
     error = (1 - rate) * state.error + rate * (target - acceptance)
-    log_step = state.centre - count.sqrt() / _SHRINKAGE * error
-    weight = count**-_DECAY
+    log_step = state.centre - count.sqrt() / SHRINKAGE * error
+    weight = count**-DECAY
     log_average = weight * log_step + (1 - weight) * state.log_average
     new = Averaging(log_step, log_average, error, count, state.centre)
     return Averaging(*(torch.where(done, a, b) for a, b in zip(new, state, strict=True)))
@@ -129,7 +130,18 @@ def moments(mass: Mass, like: Tensor) -> Moments:
 
 
 def add(state: Moments, rows: Tensor, done: Tensor) -> Moments:
-    """Merge the draws (K, C, D) that are ``done`` (K, C) (Chan, Golub & LeVeque 1983)."""
+    """With the draws (K, C, D) that are ``done`` (K, C); on a CPU one after another."""
+    if rows.device.type != "cpu":
+        return merged(state, rows, done)
+    new = Moments(*(part.clone(memory_format=torch.contiguous_format) for part in state))
+    away = rows.new_empty(rows.shape[2])
+    given = new.number, new.mean, new.scatter.flatten(1), rows.contiguous(), done.contiguous(), away
+    warmup_cpu.add(*(part.numpy() for part in given))
+    return new
+
+
+def merged(state: Moments, rows: Tensor, done: Tensor) -> Moments:
+    """The same for all draws at once (Chan, Golub & LeVeque 1983)."""
     kept = done[..., None]
     n = done.sum(0).to(rows.dtype)
     mean = torch.where(kept, rows, 0.0).sum(0) / n.clamp(min=1)[:, None]

@@ -10,18 +10,17 @@ value: the same call gives the same numbers; ``fold`` derives a fresh stream.
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from ppl_models.noise_cpu import FOLD, generate
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
-_FOLD = 0xF01D  # the last counter word where keys are made
 
 
 def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
@@ -42,31 +41,6 @@ def philox(counter: tuple[Tensor, ...], key: tuple[Tensor, Tensor]) -> tuple[Ten
         )
         k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
     return c0, c1, c2, c3
-
-
-@njit(cache=True, nogil=True)
-def _philox_cpu(key: Any, count: int, low: int, high: int, tag: int, out: Any) -> None:
-    """``philox`` for a CPU: four words at each of ``count`` counters, for every chain's key."""
-    mask = np.uint64(0xFFFFFFFF)
-    shift = np.uint64(32)
-    m0, m1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-    w0, w1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
-    for chain in range(key.shape[0]):
-        for i in range(count):
-            c0, c1 = np.uint64(low + i), np.uint64(high)
-            c2, c3 = np.uint64(0), np.uint64(tag)
-            k0, k1 = np.uint64(key[chain, 0]), np.uint64(key[chain, 1])
-            for _ in range(10):
-                p0, p1 = c0 * m0, c2 * m1
-                c0, c1, c2, c3 = (
-                    (p1 >> shift) ^ c1 ^ k0,
-                    p1 & mask,
-                    (p0 >> shift) ^ c3 ^ k1,
-                    p0 & mask,
-                )
-                k0, k1 = (k0 + w0) & mask, (k1 + w1) & mask
-            out[chain, i, 0], out[chain, i, 1] = c0, c1
-            out[chain, i, 2], out[chain, i, 3] = c2, c3
 
 
 class Noise(NamedTuple):
@@ -103,7 +77,7 @@ class Noise(NamedTuple):
         key = self.key
         for number in numbers:
             low, high = number & _MASK, (number >> 32) & _MASK
-            key = _generate(key, 1, low, high, _FOLD)[:, 0, :2]
+            key = _generate(key, 1, low, high, FOLD)[:, 0, :2]
         return Noise(key.contiguous(), self.dtype)
 
     def seeds(self, first: int, count: int) -> list[int]:
@@ -111,7 +85,7 @@ class Noise(NamedTuple):
 
         All at once they cost a small step of training less than one by one.
         """
-        keys = _generate(self.key[:1], count, first & _MASK, (first >> 32) & _MASK, _FOLD)
+        keys = _generate(self.key[:1], count, first & _MASK, (first >> 32) & _MASK, FOLD)
         return [_seed(*words) for words in keys[0, :, :2].tolist()]
 
     def words(self, count: int) -> Tensor:
@@ -203,7 +177,7 @@ def _generate(key: Tensor, count: int, low: int, high: int, tag: int) -> Tensor:
     """Words at the counters (low + i, high, 0, tag), i < count, for every key: (C, count, 4)."""
     if key.device.type == "cpu":
         out = torch.empty(len(key), count, 4, dtype=torch.int64)
-        _philox_cpu(key.numpy(), count, low, high, tag, out.numpy())
+        generate(key.numpy(), count, low, high, tag, out.numpy())
         return out
     counter = torch.arange(low, low + count, device=key.device)
     fixed = [torch.full_like(counter, word) for word in (high, 0, tag)]

@@ -1,6 +1,7 @@
 """Laws that kernels and adaptation obey exactly, before any moment is looked at."""
 
 import itertools
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from inference import HMC, MH, NUTS, Target, nuts_cpu, warmup
 from inference.hmc import Phase, energy, leapfrog
 from inference.mh import Independence, Offer, Point, Proposed, metropolis
 from inference.nuts import turns
-from inference.sampling import Randomness, Tuning
+from inference.sampling import History, Randomness, Tuning
 from ppl_models import Noise
+from tests import natives
 
 DIM = 3
 SCALES = {
@@ -114,28 +116,46 @@ def run(engine, target, x, scale, adapting, length=300):
     noise = Noise.seeded(5, len(x))
     state = engine.init(target, x, tuning, engine.randomness(target, noise.fold(0), 1)[0])
     averaging = warmup.averaging(tuning.step_size) if adapting else None
-    numbers = engine.randomness(target, noise.fold(1), length)
-    return engine.block(target, state, tuning, numbers, averaging)
+    return stepped(engine, target, state, tuning, noise.fold(1), length, averaging)
 
 
+def stepped(engine, target, state, tuning, noise, length, averaging=None):
+    """The dual averaging after so many steps, and each chain's transitions: by name, (n, ...)."""
+    blocks, steps = [], 0
+    while steps < length:
+        block = engine.block(target, state, tuning, noise, steps, length - steps, averaging)
+        state, averaging, steps = block.state, block.averaging, steps + block.steps
+        if averaging is not None:
+            tuning = tuning.stepping(averaging.step_size)
+        blocks.append(block.history)
+    assert steps == length
+    history = History.joined(blocks)
+    return averaging, [
+        {name: values[:, c][history.done[:, c]] for name, values in history.columns().items()}
+        for c in range(history.done.shape[1])
+    ]
+
+
+@pytest.mark.parametrize("native", [False, True])
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("adapting", [False, True])
-def test_nuts_in_tensors_and_compiled_give_the_same_draws(target, scale, adapting, monkeypatch):
+def test_nuts_in_tensors_and_compiled_give_the_same_draws(
+    target, scale, adapting, native, monkeypatch
+):
     x, _ = points()
     engine = NUTS()
-    _, averaging, compiled = run(engine, target, x, scale, adapting)
+    with monkeypatch.context() as patch:
+        if native:
+            density = natives.quartic()
+            patch.setattr(target, "native", lambda x: density)
+        averaging, compiled = run(engine, target, x, scale, adapting)
     monkeypatch.setattr(nuts_cpu, "usable", lambda device: False)
-    _, expected, tensors = run(engine, target, x, scale, adapting)
-    assert torch.equal(compiled.done, tensors.done)
-    assert compiled.done.sum() >= 40  # transitions, or there was little to compare
-    torch.testing.assert_close(compiled.x, tensors.x, rtol=1e-7, atol=1e-7)
-    done = tensors.done
-    for name, values in tensors.statistics.items():
-        torch.testing.assert_close(
-            compiled.statistics[name][done], values[done], rtol=1e-7, atol=1e-7, msg=name
-        )
-    rates = compiled.acceptance_rate[done], tensors.acceptance_rate[done]
-    torch.testing.assert_close(*rates, rtol=1e-7, atol=1e-7)
+    expected, tensors = run(engine, target, x, scale, adapting)
+    assert sum(len(own["lp"]) for own in tensors) >= 40  # or there was little to compare
+    for own, reference in zip(compiled, tensors, strict=True):
+        assert list(own) == list(reference)
+        for name, values in reference.items():
+            torch.testing.assert_close(own[name], values, rtol=1e-7, atol=1e-7, msg=name)
     if adapting:
         torch.testing.assert_close(averaging.log_step, expected.log_step, rtol=1e-7, atol=1e-7)
 
@@ -213,26 +233,36 @@ def test_dual_averaging_moves_only_chains_that_are_done():
     assert new.log_step[0] < accepting.log_step[0]
 
 
-def scatter_of(mass, draws, *, settled, cuts=(0, 1, 1, 120, 300)):
+def scatter_of(mass, draws, *, settled, cuts=(0, 1, 1, 120, 300), add=warmup.add):
     """S S^T of draws (K, C, D), merged in parts of which some chains lack some draws."""
     state = warmup.moments(mass, draws[0])
     for low, high in itertools.pairwise(cuts):
         done = torch.ones(high - low, draws.shape[1], dtype=torch.bool)
-        state = warmup.add(state, draws[low:high], done)
-        state = warmup.add(state, torch.full_like(draws[:1], torch.nan), ~done[:1])
+        state = add(state, draws[low:high], done)
+        state = add(state, torch.full_like(draws[:1], torch.nan), ~done[:1])
     root = warmup.scale(state, settled=settled)
     return root.square() if mass == "diagonal" else root @ root.T
 
 
 @pytest.mark.parametrize("mass", ["diagonal", "dense"])
 @pytest.mark.parametrize("settled", [False, True])
-def test_moments_merged_in_parts_are_those_of_all_draws(mass, settled):
+@pytest.mark.parametrize("add", ["add", "merged"])
+def test_moments_merged_in_parts_are_those_of_all_draws(mass, settled, add):
     draws = Noise.seeded(2, 4).normal(300, DIM).transpose(0, 1) * 3 + 7
     rows = (draws - draws.mean(0) if settled else draws).flatten(0, 1)
     covariance = np.cov(rows.numpy().T) * (1199 / 1196 if settled else 1)
     expected = np.diag(covariance) if mass == "diagonal" else covariance
     shrunk = 1200 / 1205 * expected + 1e-3 * 5 / 1205 * (1 if mass == "diagonal" else np.eye(DIM))
-    np.testing.assert_allclose(scatter_of(mass, draws, settled=settled).numpy(), shrunk, rtol=1e-9)
+    found = scatter_of(mass, draws, settled=settled, add=getattr(warmup, add))
+    np.testing.assert_allclose(found.numpy(), shrunk, rtol=1e-9)
+
+
+@pytest.mark.parametrize("mass", ["diagonal", "dense"])
+def test_moments_do_not_depend_on_how_draws_are_cut_to_the_bit(mass):
+    draws = Noise.seeded(2, 4).normal(300, DIM).transpose(0, 1) * 3 + 7
+    cuts = [(0, 300), (0, 1, 2, 64, 299, 300)]
+    one, other = (scatter_of(mass, draws, settled=True, cuts=c) for c in cuts)
+    assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize("mass", ["diagonal", "dense"])
@@ -366,15 +396,16 @@ def test_nuts_draws_what_a_plain_one_draws_that_keeps_every_leaf(target, scale, 
     tuning = Tuning(torch.full((2,), 0.25, dtype=torch.float64), SCALES[scale])
     noise = Noise.seeded(8, 2)
     first = engine.randomness(target, noise.fold(0), 1)[0]
-    numbers = engine.randomness(target, noise.fold(1), length)
+    numbers: list[Any] = []
+    while len(numbers) < length:
+        numbers += engine.numbers(target, noise.fold(1), len(numbers), length - len(numbers))
     state = engine.init(target, x, tuning, first)
-    _, _, history = engine.block(target, state, tuning, numbers, None)
+    _, found = stepped(engine, target, state, tuning, noise.fold(1), length)
     for c in range(2):
         own = [Randomness(n.normal[c : c + 1], n.uniform[c : c + 1]) for n in [first, *numbers]]
         draws = nuts_by_lists(target, x[c : c + 1], tuning, own[0], own[1:], max_depth)
-        found = history.x[:, c][history.done[:, c]]
         assert len(draws) >= 15
-        torch.testing.assert_close(found, draws, rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(found[c]["x"], draws, rtol=1e-8, atol=1e-8)
 
 
 def test_windows_of_every_length_add_up_and_grow():

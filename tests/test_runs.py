@@ -35,6 +35,7 @@ from inference import (
     recording,
     run_store,
     scratch,
+    stopping,
 )
 from inference.recording import Recorder
 from inference.run_store import RunStore
@@ -90,6 +91,7 @@ def often(monkeypatch):
     monkeypatch.setattr(run_store, "EVERY", 0.0)
     monkeypatch.setattr(run_store, "SHARE", float("inf"))
     monkeypatch.setattr(recording, "LARGEST", 32)
+    monkeypatch.setattr(stopping, "LOOK", 0.0)
 
 
 def stop_at(monkeypatch, number, method="save", after=True):

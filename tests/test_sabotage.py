@@ -234,11 +234,15 @@ BY_LAWS = {
     ),
     "the covariance is not shrunk": (
         Sabotage(warmup, "scale", "n / (n + 5.0) * scatter", "scatter"),
-        lambda target: test_laws.test_moments_merged_in_parts_are_those_of_all_draws("dense", True),
+        lambda target: test_laws.test_moments_merged_in_parts_are_those_of_all_draws(
+            "dense", True, "merged"
+        ),
     ),
     "merging moments forgets the shift of the mean": (
-        Sabotage(warmup, "add", "+ weighted[:, :, None] * shift[:, None]", ""),
-        lambda target: test_laws.test_moments_merged_in_parts_are_those_of_all_draws("dense", True),
+        Sabotage(warmup, "merged", "+ weighted[:, :, None] * shift[:, None]", ""),
+        lambda target: test_laws.test_moments_merged_in_parts_are_those_of_all_draws(
+            "dense", True, "merged"
+        ),
     ),
     "dual averaging goes the wrong way": (
         Sabotage(warmup, "update", "(target - acceptance)", "(acceptance - target)"),
