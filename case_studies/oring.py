@@ -27,6 +27,7 @@ from inference import (
     Comparison,
     Gibbs,
     ImportanceSampling,
+    Pathfinder,
     compare,
     target,
 )
@@ -134,6 +135,7 @@ def study(
             draws=draws, proposal=used.independence_proposal()
         ),
         "laplace": lambda: SVI(guide="laplace", draws=draws),
+        "pathfinder": lambda: Pathfinder(draws=draws),
     }
     sites = ["alpha", "beta", *(["gamma"] if used.pressure else [])]
     shown = [*sites, *(f"p[{t}]" for t in SHOWN)]
@@ -144,7 +146,8 @@ def main(
     engines: Annotated[
         str,
         typer.Option(
-            help="em, svi, mh, hmc, nuts, chees, gibbs, independence, importance, laplace"
+            help="em, svi, mh, hmc, nuts, chees, gibbs, independence, importance, laplace, "
+            "pathfinder"
         ),
     ] = ENGINES,
     prior: Annotated[str, typer.Option(help="robert-casella, normal or flat")] = "robert-casella",

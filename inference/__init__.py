@@ -25,6 +25,7 @@ from inference.mcem import MCEM
 from inference.mh import MH
 from inference.nuts import NUTS
 from inference.objectives import ELBO, ImportanceWeighted, Objective
+from inference.pathfinder import Pathfinder
 from inference.pretrained import Pretrained
 from inference.row_wise import RowWise
 from inference.sampling import Sampler
@@ -69,6 +70,7 @@ __all__ = [
     "InferenceWarning",
     "JointTest",
     "Objective",
+    "Pathfinder",
     "Posterior",
     "Pretrained",
     "RowWise",

@@ -1,12 +1,14 @@
 """Many modes at once: BFGS from a batch of starting points (Nocedal & Wright 2006, section 6.1).
 
 All points climb together, each with its own approximation of the inverse Hessian and its own line
-search, so that a step of all of them is one batched evaluation.
+search, so that a step of all of them is one batched evaluation. Full matrices serve few dimensions;
+``inference.pathfinder`` brings factors of low rank.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -16,6 +18,7 @@ from inference.padded import Density
 _EVALUATIONS = 200  # batched, of a whole climb
 _SHORTER = 12  # times that a step may be shortened, to a quarter each
 _ARMIJO = 1e-4
+_EXACT, _LONGER = 0.1, 10.0  # slope left after a step, of that before; times a step is prolonged
 _FIRST = 1.0  # scales that the first move is long at most
 _GAIN = 1e-6  # nats that a further step may promise where a climb has arrived
 
@@ -28,29 +31,83 @@ class Climbed(NamedTuple):
     arrived: Tensor  # (P,)
 
 
+class Inverse(Protocol):
+    """Positive definite approximations H of the inverse Hessian of -log p, one per point."""
+
+    def times(self, v: Tensor) -> Tensor:
+        """H v: (P, D) -> (P, D)."""
+        ...
+
+    def updated(self, step: Tensor, bend: Tensor, good: Tensor) -> Self:
+        """After steps (P, D) that changed -gradient by ``bend`` (P, D), where ``good`` (P,)."""
+        ...
+
+    def at(self, points: Tensor) -> Self:
+        """Those of some of the points."""
+        ...
+
+
+class Matrices(NamedTuple):
+    """The inverse Hessians in full, by the update of BFGS."""
+
+    matrix: Tensor  # (P, D, D)
+
+    def times(self, v: Tensor) -> Tensor:
+        return (self.matrix @ v[..., None])[..., 0]
+
+    def updated(self, step: Tensor, bend: Tensor, good: Tensor) -> Matrices:
+        identity = torch.eye(step.shape[1], dtype=step.dtype, device=step.device)
+        curvature = (step * bend).sum(-1)
+        rho = torch.where(good, 1 / torch.where(good, curvature, 1.0), 0.0)
+        left = identity - rho[:, None, None] * step[:, :, None] * bend[:, None, :]
+        updated = left @ self.matrix @ left.transpose(1, 2)
+        updated = updated + rho[:, None, None] * step[:, :, None] * step[:, None, :]
+        return Matrices(torch.where(good[:, None, None], updated, self.matrix))
+
+    def at(self, points: Tensor) -> Matrices:
+        return Matrices(self.matrix[points])
+
+
+Watch = Callable[[Tensor, Tensor, Tensor, Inverse], None]
+
+
 @torch.no_grad()
-def climb(target: Density, x: Tensor, scale: Tensor) -> Climbed:
+def climb(
+    target: Density,
+    x: Tensor,
+    scale: Tensor,
+    inverse: Inverse | None = None,
+    watch: Watch | None = None,
+) -> Climbed:
     """Ascend the log density from every row of ``x`` (P, D), in units of ``scale`` (D,).
 
     A climb has arrived where twice in a row the next step promises g^T H g / 2 < 1e-6 nats, H being
-    the inverse Hessian so far, which begins as diag(scale^2). One that has not after 200
-    evaluations may be on its way to infinity. Starting points without a finite density stay where
-    they are and do not arrive.
+    the inverse Hessian so far. One that has not after 200 evaluations may be on its way to
+    infinity. Starting points without a finite density stay where they are and do not arrive.
+
+    Args:
+        target: the log density.
+        x: where the climbs begin.
+        scale: a first step is no longer than one of these.
+        inverse: the inverse Hessians at the beginning, by default the matrices diag(scale^2).
+        watch: called after each step with the numbers of the points that moved or stopped in it,
+            (Q,), where they are and their gradients, (Q, D), and their inverse Hessians.
     """
-    number, dim = x.shape
-    identity = torch.eye(dim, dtype=x.dtype, device=x.device)
+    number = len(x)
     unknown = x.new_full((number,), -torch.inf)
     end = Climbed(x.clone(), unknown, torch.zeros_like(unknown, dtype=torch.bool))
     value, gradient = target.log_density_and_grad(x)
     end.log_density[:] = torch.where(torch.isfinite(value), value, -torch.inf)
     left = (torch.isfinite(value) & torch.isfinite(gradient).all(-1)).nonzero()[:, 0]
     x, value, gradient = x[left], value[left], gradient[left]
-    inverse = torch.diag(scale.square()).expand(len(left), -1, -1).clone()  # (P, D, D)
+    if inverse is None:
+        inverse = Matrices(torch.diag(scale.square()).expand(number, -1, -1))
+    inverse = inverse.at(left)
     before = torch.full_like(value, torch.inf)
     fresh = torch.ones(len(left), dtype=torch.bool, device=x.device)
     spent = 1
     while len(left) and spent < _EVALUATIONS:
-        direction = (inverse @ gradient[..., None])[..., 0]
+        direction = inverse.times(gradient)
         longest = torch.where(fresh, _FIRST, torch.inf)[:, None]
         length = (direction / scale).norm(dim=-1, keepdim=True).clamp(min=1e-300)
         direction = direction * (longest / length).clamp(max=1.0)
@@ -58,22 +115,30 @@ def climb(target: Density, x: Tensor, scale: Tensor) -> Climbed:
         new, higher, steeper, moved, tries = _search(target, x, value, gradient, direction, slope)
         spent += tries
         step, bend = new - x, gradient - steeper  # bend: the change of -gradient
-        inverse, fresh = _update(inverse, identity, step, bend, fresh, moved)
+        good = moved & ((step * bend).sum(-1) > 1e-10 * step.norm(dim=-1) * bend.norm(dim=-1))
+        inverse, fresh = inverse.updated(step, bend, good), fresh & ~good
         x, value, gradient = new, higher, steeper
-        promise = 0.5 * (gradient * (inverse @ gradient[..., None])[..., 0]).sum(-1)
+        if watch is not None:
+            watch(left, x, gradient, inverse)
+        promise = 0.5 * (gradient * inverse.times(gradient)).sum(-1)
         arrived = (promise < _GAIN) & (before < _GAIN)
         stop = arrived | ~(moved | (promise < _GAIN))
         end.x[left], end.log_density[left], end.arrived[left] = x, value, arrived
         keep = ~stop
         left, x, value, gradient = left[keep], x[keep], value[keep], gradient[keep]
-        inverse, fresh, before = inverse[keep], fresh[keep], promise[keep]
+        inverse, fresh, before = inverse.at(keep), fresh[keep], promise[keep]
     return end
 
 
 def _search(
     target: Density, x: Tensor, value: Tensor, gradient: Tensor, direction: Tensor, slope: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
-    """Shorten each step until the point rises: where it is then, whether it moved, tries."""
+    """Shorten each step until the point rises: where it is then, whether it moved, tries.
+
+    Where the slope there is far from zero, it goes on to where the slope of a parabola would be:
+    after such steps BFGS knows the curvature of a Gaussian exactly when it has gone through its
+    dimensions.
+    """
     length = torch.ones_like(value)
     found, high, steep = x.clone(), value.clone(), gradient.clone()
     waiting = torch.ones_like(value, dtype=torch.bool)
@@ -88,17 +153,16 @@ def _search(
         found[index], high[index], steep[index] = at[good], new[good], rise[good]
         waiting[index] = False
         length = length / 4
-    return found, high, steep, ~waiting, tries
-
-
-def _update(
-    inverse: Tensor, identity: Tensor, step: Tensor, bend: Tensor, fresh: Tensor, moved: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The inverse Hessians after a step, and which points have no curvature yet."""
-    curvature = (step * bend).sum(-1)
-    good = moved & (curvature > 1e-10 * step.norm(dim=-1) * bend.norm(dim=-1))
-    rho = torch.where(good, 1 / torch.where(good, curvature, 1.0), 0.0)
-    left = identity - rho[:, None, None] * step[:, :, None] * bend[:, None, :]
-    updated = left @ inverse @ left.transpose(1, 2)
-    updated = updated + rho[:, None, None] * step[:, :, None] * step[:, None, :]
-    return torch.where(good[:, None, None], updated, inverse), fresh & ~good
+    after = (steep * direction).sum(-1)
+    rough = ~waiting & (after.abs() > _EXACT * slope) & (after < slope)
+    if not bool(rough.any()):
+        return found, high, steep, ~waiting, tries
+    # once more, to the top of the parabola through the slopes at both ends
+    made = ((found - x) * direction).sum(-1) / direction.square().sum(-1)
+    best = made * (slope / torch.where(rough, slope - after, 1.0)).clamp(max=_LONGER)
+    at = x[rough] + best[rough, None] * direction[rough]
+    new, rise = target.log_density_and_grad(at)
+    good = (new >= high[rough]) & torch.isfinite(new) & torch.isfinite(rise).all(-1)
+    index = rough.nonzero()[:, 0][good]
+    found[index], high[index], steep[index] = at[good], new[good], rise[good]
+    return found, high, steep, ~waiting, tries + 1

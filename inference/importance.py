@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable
@@ -10,13 +11,16 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from inference import psis
 from inference.engine import Engine, Posterior, Problem
 from inference.finding import Finding
 from inference.proposal import Proposal
 from ppl_models.errors import EngineError
+from ppl_models.noise import Noise
 
+_REMEDY = "give a proposal with heavier tails nearer the posterior, or use NUTS"
 _FEW = 400  # effective draws below which four chains of an MCMC would be called too short
 
 
@@ -57,54 +61,84 @@ class ImportanceSampling(Engine):
                 "proposal=, a Pyro program over the latent sites that can be sampled"
             ) from error
         target = problem.target("traced", 1)
-        parts: list[torch.Tensor] = []
+        parts: list[Tensor] = []
         for part in x[0].split(1000):
             parts.append(target.log_density(part))
             if problem.clock.over:
                 break
         log_density = torch.cat(parts)
-        weighted = len(log_density)
-        ratios = (log_density - log_proposal[0, :weighted]).cpu().numpy()
-        if not np.isfinite(ratios).any():
-            raise EngineError(
-                f"none of the {weighted} proposals has a finite posterior density; the "
-                "proposal misses the posterior's support"
-            )
-        smoothed = psis.smooth(ratios)
-        unit = noise.fold(1).uniform(self.draws)[0].cpu().numpy()
-        cumulative = np.exp(smoothed.log_weights).cumsum()
-        chosen = np.searchsorted(cumulative / cumulative[-1], unit).clip(max=weighted - 1)
-        kept = x[:, torch.as_tensor(chosen, device=x.device)]
+        number = len(log_density)
+        found = weighted(
+            problem,
+            x[0, :number],
+            log_density - log_proposal[0, :number],
+            self.draws,
+            noise,
+            _REMEDY,
+        )
         seconds = time.perf_counter() - begin
-        usable = np.where(np.isnan(ratios), -np.inf, ratios)
-        weights = np.exp(usable - usable.max())
-        return Posterior(
-            kind="approximation",
-            draws=problem.outputs.values(kept, noise.fold(2)),
-            findings=_findings(smoothed, weighted) + self._stopped(weighted),
+        return dataclasses.replace(
+            found,
+            findings=found.findings + self._stopped(number),
             seconds={"sampling": seconds, "total": seconds},
-            attributes={
-                "pareto_k": smoothed.k_hat,
-                "importance_ess": smoothed.ess,
-                "log_evidence": float(usable.max() + math.log(weights.mean())),
-                # by the delta method; too small where k-hat is high
-                "log_evidence_error": float(weights.std() / weights.mean() / math.sqrt(weighted)),
-            },
-            unconstrained=kept,
         )
 
-    def _stopped(self, weighted: int) -> list[Finding]:
-        if weighted == self.proposals:
+    def _stopped(self, number: int) -> list[Finding]:
+        if number == self.proposals:
             return []
-        text = f"seconds: stopped after {weighted} of {self.proposals} proposals"
-        return [Finding("seconds", "warning", weighted, text, "give more seconds")]
+        text = f"seconds: stopped after {number} of {self.proposals} proposals"
+        return [Finding("seconds", "warning", number, text, "give more seconds")]
 
 
 def _prior(problem: Problem) -> Callable[..., Any]:
     return problem.program.prior()
 
 
-def _findings(smoothed: psis.Smoothed, draws: int) -> list[Finding]:
+def weighted(
+    problem: Problem, x: Tensor, log_ratio: Tensor, draws: int, noise: Noise, remedy: str
+) -> Posterior:
+    """Draws resampled by smoothed weights, what speaks against them, and the log evidence.
+
+    Args:
+        problem: the model and its data.
+        x: independent draws of a normalised density q, (S, D).
+        log_ratio: log p - log q of each, (S,).
+        draws: how many are returned.
+        noise: of one stream.
+        remedy: what to do where k-hat is high.
+
+    Raises ``EngineError`` where no draw has a weight.
+    """
+    ratios = log_ratio.cpu().numpy()
+    number = len(ratios)
+    if not np.isfinite(ratios).any():
+        raise EngineError(
+            f"none of the {number} proposals has a finite posterior density; the "
+            "proposal misses the posterior's support"
+        )
+    smoothed = psis.smooth(ratios)
+    unit = noise.fold(1).uniform(draws)[0].cpu().numpy()
+    cumulative = np.exp(smoothed.log_weights).cumsum()
+    chosen = np.searchsorted(cumulative / cumulative[-1], unit).clip(max=number - 1)
+    kept = x[None, torch.as_tensor(chosen, device=x.device)]
+    usable = np.where(np.isnan(ratios), -np.inf, ratios)
+    weights = np.exp(usable - usable.max())
+    return Posterior(
+        kind="approximation",
+        draws=problem.outputs.values(kept, noise.fold(2)),
+        findings=_findings(smoothed, number, remedy),
+        attributes={
+            "pareto_k": smoothed.k_hat,
+            "importance_ess": smoothed.ess,
+            "log_evidence": float(usable.max() + math.log(weights.mean())),
+            # by the delta method; too small where k-hat is high
+            "log_evidence_error": float(weights.std() / weights.mean() / math.sqrt(number)),
+        },
+        unconstrained=kept,
+    )
+
+
+def _findings(smoothed: psis.Smoothed, draws: int, remedy: str) -> list[Finding]:
     limit = psis.threshold(draws)
     if smoothed.k_hat > limit:
         return [
@@ -115,7 +149,7 @@ def _findings(smoothed: psis.Smoothed, draws: int) -> list[Finding]:
                 f"Pareto k-hat is {smoothed.k_hat:.2f}, above {limit:.2f}: a few draws carry the "
                 f"weight (effective sample size {smoothed.ess:.0f} of {draws}), so these answers "
                 "cannot be trusted",
-                "give a proposal with heavier tails nearer the posterior, or use NUTS",
+                remedy,
             )
         ]
     if smoothed.ess < _FEW:

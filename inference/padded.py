@@ -27,11 +27,13 @@ class Padded:
     Args:
         target: the log density.
         typical: points (S, D) where it is finite, which the trace is checked at.
+        size: of the batches.
     """
 
-    def __init__(self, target: Target, typical: Tensor) -> None:
+    def __init__(self, target: Target, typical: Tensor, size: int = _SIZE) -> None:
         self._target = target
-        self._all(target.log_density_and_grad, typical[:_SIZE])
+        self._size = size
+        self._all(target.log_density_and_grad, typical[:size])
 
     def log_density(self, x: Tensor) -> Tensor:
         """(P, D) -> (P,)."""
@@ -42,10 +44,9 @@ class Padded:
         value, gradient = self._all(self._target.log_density_and_grad, x)
         return value, gradient
 
-    @staticmethod
-    def _all(function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Any]:
+    def _all(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Any]:
         parts = []
-        for part in x.split(_SIZE):
-            full = torch.cat([part, part[-1:].expand(_SIZE - len(part), -1)])
+        for part in x.split(self._size):
+            full = torch.cat([part, part[-1:].expand(self._size - len(part), -1)])
             parts.append([value[: len(part)] for value in function(full)])
         return [torch.cat(values) for values in zip(*parts, strict=True)]

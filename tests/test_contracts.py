@@ -30,6 +30,7 @@ from inference import (
     Gibbs,
     ImportanceSampling,
     InferenceWarning,
+    Pathfinder,
     Target,
     Thermodynamic,
     arviz_bridge,
@@ -225,6 +226,7 @@ ENGINES = {
     "EM": EM(max_steps=200),
     "CAVI": CAVI(draws=20),
     "ImportanceSampling": ImportanceSampling(proposals=100, draws=20),
+    "Pathfinder": Pathfinder(paths=2, proposals=100, draws=20, tier="traced"),
     "SMC": SMC(particles=20, runs=1, moves=1),
     "Thermodynamic": Thermodynamic(temperatures=3, chains=2, warmup=25, draws=20),
 }
@@ -234,6 +236,7 @@ KINDS = {
     "SVI": "approximation",
     "CAVI": "approximation",
     "ImportanceSampling": "approximation",
+    "Pathfinder": "approximation",
     "SMC": "approximation",
 }
 
@@ -358,6 +361,7 @@ def test_unknown_setting_is_an_error_that_names_it(engine):
         (lambda: SVI(learning_rate=0), "learning_rate=0"),
         (lambda: EM(objective="map"), "objective='map'.*'joint', 'likelihood'"),
         (lambda: ImportanceSampling(proposals=0), "proposals=0"),
+        (lambda: Pathfinder(paths=0), "paths=0"),
     ],
 )
 def test_setting_out_of_range_is_an_error_with_the_remedy(make, message):

@@ -23,6 +23,7 @@ from inference import (
     Engine,
     Gibbs,
     ImportanceSampling,
+    Pathfinder,
     Target,
     arviz_bridge,
     nuts_cpu,
@@ -110,9 +111,10 @@ CASES = {
 
 WEIGHTED = ("correlated", "bounded", "simplex", "conjugate", "oring")
 PROPOSALS, WEIGHTED_DRAWS = 100_000, 1000
+BY_PATHS = ("correlated", "scaled", "bounded", "simplex", "conjugate", "oring")
 
 FAMILY = sum(KNOWN[case.posterior].moments for case in CASES.values()) + sum(
-    KNOWN[name].moments for name in WEIGHTED
+    KNOWN[name].moments for name in WEIGHTED + BY_PATHS
 )
 
 
@@ -127,8 +129,18 @@ def test_draws_have_the_moments_of_the_posterior(name, monkeypatch):
 
 @pytest.mark.parametrize("name", WEIGHTED)
 def test_weighted_draws_have_the_moments_of_the_posterior(name):
+    proposal = KNOWN[name].proposal
+    engine = ImportanceSampling(proposal=proposal, proposals=PROPOSALS, draws=WEIGHTED_DRAWS)
+    check_weighted(name, engine)
+
+
+@pytest.mark.parametrize("name", BY_PATHS)
+def test_draws_of_paths_have_the_moments_of_the_posterior(name):
+    check_weighted(name, Pathfinder(proposals=20_000, draws=WEIGHTED_DRAWS, tier="traced"))
+
+
+def check_weighted(name: str, engine: Engine) -> None:
     known = KNOWN[name]
-    engine = ImportanceSampling(proposal=known.proposal, proposals=PROPOSALS, draws=WEIGHTED_DRAWS)
     fitted = quiet(known.program, known.data, engine)
     # 40 groups stand for chains. They share the proposals, which adds at most an eighth to the
     # squared error: the t statistics come out up to 6 % too large, never too small.

@@ -8,7 +8,19 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import EM, HMC, MALA, MH, NUTS, SVI, ChEES, Gibbs, ImportanceSampling, fit
+from inference import (
+    EM,
+    HMC,
+    MALA,
+    MH,
+    NUTS,
+    SVI,
+    ChEES,
+    Gibbs,
+    ImportanceSampling,
+    Pathfinder,
+    fit,
+)
 from ppl_models import LogisticRegression, ORing
 
 pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
@@ -36,6 +48,7 @@ ENGINES = {
     "svi with minibatches": SVI(steps=100, draws=40, batch_size=3),
     "laplace": SVI(guide="laplace", draws=40, **TRACED),
     "importance": ImportanceSampling(proposals=200, draws=40),
+    "pathfinder": Pathfinder(paths=2, proposals=200, draws=40, **TRACED),
 }
 
 

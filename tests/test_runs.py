@@ -26,6 +26,7 @@ from inference import (
     ChEES,
     Gibbs,
     ImportanceSampling,
+    Pathfinder,
     Thermodynamic,
     Until,
     arviz_bridge,
@@ -305,7 +306,9 @@ def test_paths_that_cannot_be_are_refused(tmp_path):
         fit(model, data, engine, store=tmp_path / "a", resume=tmp_path / "b")
 
 
-@pytest.mark.parametrize("engine", [EM(), SVI(), ImportanceSampling(), SMC(), Thermodynamic()])
+@pytest.mark.parametrize(
+    "engine", [EM(), SVI(), ImportanceSampling(), Pathfinder(), SMC(), Thermodynamic()]
+)
 def test_engines_that_cannot_store_say_so_before_any_work(engine, tmp_path):
     with pytest.raises(EngineError, match=rf"{type(engine).__name__} cannot be stored"):
         fit(LogisticRegression(), DATA, engine, store=tmp_path / "run")

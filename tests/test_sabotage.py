@@ -22,9 +22,9 @@ from inference import (
     HMC,
     ChEES,
     Gibbs,
-    ImportanceSampling,
     Target,
     hmc,
+    importance,
     mh,
     nuts,
     nuts_cpu,
@@ -195,7 +195,7 @@ def test_means_alone_do_not_expose_a_sampler_that_second_moments_do(monkeypatch)
 
 def test_moments_expose_importance_sampling_without_weights(monkeypatch):
     old = "np.exp(smoothed.log_weights).cumsum()"
-    Sabotage(ImportanceSampling, "run", old, "np.ones(self.proposals).cumsum()").commit(monkeypatch)
+    Sabotage(importance, "weighted", old, "np.ones(number).cumsum()").commit(monkeypatch)
     with pytest.raises(AssertionError, match="t statistics beyond chance"):
         test_correctness.test_weighted_draws_have_the_moments_of_the_posterior("simplex")
 
