@@ -20,6 +20,7 @@ from case_studies.study import Study
 from inference import (
     EM,
     HMC,
+    MAMS,
     MH,
     NUTS,
     SVI,
@@ -129,6 +130,7 @@ def study(
         "hmc": lambda: HMC(**common),
         "nuts": lambda: NUTS(**common),
         "chees": lambda: ChEES(**common),
+        "mams": lambda: MAMS(**common),
         "gibbs": lambda: Gibbs(**common),
         "independence": lambda: MH(**common, proposal=used.independence_proposal()),
         "importance": lambda: ImportanceSampling(
@@ -146,8 +148,8 @@ def main(
     engines: Annotated[
         str,
         typer.Option(
-            help="em, svi, mh, hmc, nuts, chees, gibbs, independence, importance, laplace, "
-            "pathfinder"
+            help="em, svi, mh, hmc, nuts, chees, mams, gibbs, independence, importance, "
+            "laplace, pathfinder"
         ),
     ] = ENGINES,
     prior: Annotated[str, typer.Option(help="robert-casella, normal or flat")] = "robert-casella",

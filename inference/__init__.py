@@ -21,6 +21,7 @@ from inference.gibbs import Gibbs
 from inference.hmc import HMC
 from inference.importance import ImportanceSampling
 from inference.langevin import MALA, ULA
+from inference.mams import MAMS
 from inference.mcem import MCEM
 from inference.mh import MH
 from inference.nuts import NUTS
@@ -48,6 +49,7 @@ __all__ = [
     "EM",
     "HMC",
     "MALA",
+    "MAMS",
     "MCEM",
     "MH",
     "NUTS",

@@ -17,6 +17,7 @@ import pytest
 from inference import (
     HMC,
     MALA,
+    MAMS,
     MH,
     NUTS,
     ChEES,
@@ -48,6 +49,9 @@ HMC_COARSE = HMC(**_runs(200, 250), steps=7, mass="diagonal", target_acceptance=
 HMC_DENSE = HMC(**_runs(200, 250), steps=5, mass="dense")
 CHEES_DIAGONAL = ChEES(**_runs(200, 250), mass="diagonal")
 CHEES_COARSE = ChEES(**_runs(200, 250), mass="diagonal", target_acceptance=0.6)
+MAMS_DIAGONAL = MAMS(**_runs(200, 250), mass="diagonal")
+MAMS_COARSE = MAMS(**_runs(200, 250), mass="diagonal", step_size=1.5)
+MAMS_DENSE = MAMS(**_runs(200, 250), mass="dense")
 CHEES_DENSE = ChEES(**_runs(200, 250), mass="dense")
 MALA_DIAGONAL = MALA(**_runs(200, 250), mass="diagonal")
 MALA_DENSE = MALA(**_runs(200, 250), mass="dense")
@@ -90,6 +94,9 @@ CASES = {
         f"chees-dense-{name}": Case(CHEES_DENSE, name)
         for name in ("correlated", "simplex", "oring")
     },
+    **{f"mams-diagonal-{name}": Case(MAMS_DIAGONAL, name) for name in ("funnel", "schools")},
+    "mams-coarse-bounded": Case(MAMS_COARSE, "bounded"),
+    **{f"mams-dense-{name}": Case(MAMS_DENSE, name) for name in ("correlated", "simplex", "oring")},
     **{f"mala-diagonal-{name}": Case(MALA_DIAGONAL, name) for name in ("scaled", "bounded")},
     **{
         f"mala-dense-{name}": Case(MALA_DENSE, name)

@@ -20,11 +20,13 @@ from scipy.signal import lfilter
 
 from inference import (
     HMC,
+    MAMS,
     ChEES,
     Gibbs,
     Target,
     hmc,
     importance,
+    mams,
     mh,
     nuts,
     nuts_cpu,
@@ -120,6 +122,14 @@ BY_MOMENTS = {
     "chees leaves the kinetic energy out of its acceptance": (
         "chees-coarse-bounded",
         Sabotage(ChEES, "travel", "energy(phase.log_density, momentum))", "-phase.log_density)"),
+    ),
+    "mams leaves the volume that it loses out of its acceptance": (
+        "mams-coarse-bounded",
+        Sabotage(MAMS, "travel", "kinetic - phase.log_density", "-phase.log_density"),
+    ),
+    "mams counts a dimension too many": (
+        "mams-coarse-bounded",
+        Sabotage(mams, "kick", "freedom * log_width", "(freedom + 1) * log_width"),
     ),
     "trajectories are accepted always": (
         "chees-coarse-bounded",
