@@ -6,155 +6,154 @@ machine does falls on all of them.
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 import typer
 
+from benchmarks.goals import verdicts
+from benchmarks.judge import agreement, reliability
 from benchmarks.measure import Job
 from benchmarks.posteriors import POSTERIORS
+from benchmarks.processes import Contender, run_fresh
+from benchmarks.references import reference
 
-_KEYS = ["posterior", "sampler", "tier", "cache", "chains"]
-_MEASURES = ["min_ess", "max_rhat", "total_s", "sampling_s", "ess_per_s", "ess_per_s_sampling",
-             "gradients_per_s", "error_mcse"]  # fmt: skip
-_GOALS = {"ess_per_s": 4.0, "ess_per_s_sampling": 30.0}  # times Pyro, at four chains
-_GOAL_MANY = 1000.0  # ESS/s counting everything, at 64 chains
-
-
-@dataclass(frozen=True)
-class Contender:
-    """A row of the table; ``cache`` says whether compiled code of an earlier run is at hand."""
-
-    sampler: str
-    tier: str
-    cache: str = "-"
-
-
-_SUITE = [
-    Contender("suite", "auto", "cold"),
-    Contender("suite", "auto", "warm"),
-    Contender("suite", "traced"),
-    Contender("suite", "compiled", "cold"),
-    Contender("suite", "compiled", "warm"),
-]
+KEYS = ["posterior", "chains", "contender", "precision", "cache"]
+_MEASURES = ["min_ess", "max_rhat", "mean_mcse", "sd_mcse", "import_s", "total_s", "run_s",
+             "sampling_s", "ess_per_s", "ess_per_s_run", "ess_per_s_sampling",
+             "gradients_per_s"]  # fmt: skip
 _PEERS = {
-    "pyro": Contender("pyro", "eager"),
-    "pyro-jit": Contender("pyro", "jit"),
-    "numpyro": Contender("numpyro", "jit"),
+    "pyro": Contender("pyro", "pyro", "eager"),
+    "pyro-jit": Contender("pyro-jit", "pyro", "jit"),
+    "numpyro": Contender("numpyro", "numpyro", "called", cache="cold"),
+    "numpyro-jit": Contender("numpyro-jit", "numpyro", "jit", cache="cold"),
+    "blackjax": Contender("blackjax", "blackjax", "jit", cache="cold"),
+    "nutpie": Contender("nutpie", "nutpie", "numba", cache="cold"),
 }
+_SINGLE = ("numpyro", "blackjax")  # modules whose users get float32 unless they ask for more
 
 
-def run_fresh(job: Job, cache: Path) -> dict[str, Any]:
-    """The job in a process of its own, with Inductor's cache in the folder ``cache``."""
-    environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": str(cache)}
-    command = [sys.executable, "-m", "benchmarks.measure", json.dumps(asdict(job))]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        typer.echo(f"{job}: failed\n{done.stderr[-2000:]}", err=True)
-        return asdict(job)
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def contenders(peers: str) -> list[Contender]:
-    """The suite's rows and those of the peers that are installed; says which are not."""
-    rows = list(_SUITE)
-    for name in peers.split(","):
+def contenders(peers: str, tiers: str, python: str, *, single: bool) -> list[Contender]:
+    """The rows asked for whose libraries are installed; says which are not."""
+    rows = []
+    for tier in filter(None, tiers.split(",")):
+        name = "suite" if tier == "auto" else f"suite, {tier}"
+        caches = ("cold", "warm") if tier in ("auto", "compiled") else ("-",)
+        rows += [Contender(name, "suite", tier, cache=cache) for cache in caches]
+    for name in filter(None, peers.split(",")):
         if name not in _PEERS:
-            typer.echo(f"{name}: not available in this benchmark yet")
-        elif importlib.util.find_spec(_PEERS[name].sampler) is None:
-            typer.echo(f"{name}: not installed; pip install '.[peers]'")
-        else:
-            rows.append(_PEERS[name])
+            raise typer.BadParameter(f"{name}: choose from {', '.join(_PEERS)}")
+        row = _PEERS[name]
+        test = [python, "-c", f"import {row.module}"]
+        if subprocess.run(test, capture_output=True, check=False).returncode:
+            typer.echo(f"{name}: {python} cannot import it; see benchmarks/README.md", err=True)
+            continue
+        rows.append(row)
+        if row.cache == "cold":
+            rows.append(replace(row, cache="warm"))
+        if single and row.module in _SINGLE:
+            rows.append(replace(row, precision="float32"))
     return rows
 
 
-def compare(rows: list[Contender], job: Job, pyro_chains: int, repeats: int) -> list[Any]:
-    """All contenders on one posterior in turn, ``repeats`` times, each time with another seed."""
-    results = []
-    for seed in range(repeats):
-        with tempfile.TemporaryDirectory() as folder:
-            for row in rows:
-                chains = pyro_chains if row.sampler == "pyro" else job.chains
-                one = replace(job, sampler=row.sampler, tier=row.tier, chains=chains, seed=seed)
-                # the cold run of a tier finds its folder empty, the warm one what that left there
-                result = run_fresh(one, Path(folder) / row.tier) | {"cache": row.cache}
-                results.append(result)
-                typer.echo(f"{one}, cache {row.cache}: {result.get('total_s', np.nan):.2f} s")
-    return results
+def run(row: Contender, job: Job, python: str, folder: Path) -> dict[str, Any]:
+    """One measurement, judged; without figures where it failed."""
+    cache = folder / f"{row.name}-{row.precision}"
+    one = replace(job, contender=row.module, variant=row.variant, precision=row.precision)
+    # what a second call alone can tell is the same with either cache
+    one = replace(one, again=row.cache == "cold")
+    found = asdict(one) | asdict(row) | {"contender": row.name}
+    taken, draws = run_fresh(row, one, python, cache)
+    if not taken:
+        return found
+    told = reliability(draws)
+    ess = {
+        f"ess_per_s{part}": told["min_ess"] / taken[name]
+        for part, name in (("", "total_s"), ("_run", "run_s"), ("_sampling", "sampling_s"))
+    }
+    typer.echo(
+        f"{row.name}, {row.precision}, {row.cache}, {job.posterior}, {one.chains} chains, seed "
+        f"{job.seed}: {taken['total_s']:.2f} s, without compiling {taken['run_s']:.3f} s"
+    )
+    return found | taken | told | agreement(draws, reference(job.posterior)) | ess
+
+
+def installed(threads: int, folder: Path) -> float:
+    """Compile the suite's own numba functions, and tell the seconds that this takes."""
+    row = Contender("suite", "suite", "traced")
+    job = Job("oring", "suite", "traced", "float64", 4, 20, 20, 0, threads)
+    run_fresh(row, job, sys.executable, folder)
+    kept = run_fresh(row, job, sys.executable, folder)[0]
+    anew = run_fresh(row, job, sys.executable, folder, NUMBA_CACHE_DIR=str(folder / "numba"))[0]
+    return anew["total_s"] - kept["total_s"]
 
 
 def summarise(runs: pd.DataFrame) -> pd.DataFrame:
-    """Medians over repeats, and ratios to Pyro's ESS/s on the same posterior."""
-    groups = runs.groupby(_KEYS, sort=False)
+    """Medians over repeats, and how far these lie apart."""
+    groups = runs.groupby(KEYS, sort=False)
     table = groups[_MEASURES].median()
     table["spread_s"] = groups["total_s"].max() - groups["total_s"].min()
-    table = table.reset_index()
-    pyro = table[(table["sampler"] == "pyro") & (table["tier"] == "eager")]
-    for column in _GOALS:
-        table[f"{column}_x_pyro"] = table[column] / table["posterior"].map(
-            dict(zip(pyro["posterior"], pyro[column], strict=True))
-        )
-    return table
-
-
-def verdicts(table: pd.DataFrame) -> list[str]:
-    """How the suite's default, from a cold start, stands to its goals."""
-    lines = []
-    for row in table.query("sampler == 'suite' and tier == 'auto' and cache == 'cold'").to_dict(
-        "records"
-    ):
-        many = row["chains"] >= 64
-        goals = {"ess_per_s": _GOAL_MANY} if many else {f"{k}_x_pyro": v for k, v in _GOALS.items()}
-        for column, goal in goals.items():
-            if np.isnan(row[column]):
-                continue  # Pyro did not run
-            met = "met" if row[column] >= goal else "missed"
-            where = f"{row['posterior']}, {row['chains']} chains, {column}"
-            lines.append(f"{where}: {row[column]:.3g}, goal {goal:g}: {met}")
-    return lines
+    speed = groups["ess_per_s_run"]
+    table["spread_ess_per_s_run"] = speed.max() - speed.min()
+    return table.reset_index()
 
 
 def main(
-    posteriors: Annotated[str, typer.Option(help=", ".join(POSTERIORS))] = "oring,eight_schools",
-    peers: Annotated[str, typer.Option(help=", ".join(_PEERS))] = "pyro",
-    chains: Annotated[
-        str, typer.Option(help="numbers of chains; Pyro runs with the first")
-    ] = "4,64",
+    posteriors: Annotated[str, typer.Option(help=", ".join(POSTERIORS))] = ",".join(POSTERIORS),
+    peers: Annotated[str, typer.Option(help=", ".join(_PEERS))] = "pyro,numpyro,numpyro-jit,"
+    "blackjax,nutpie",
+    peers_python: Annotated[str, typer.Option(help="of the peers' environment")] = sys.executable,
+    tiers: Annotated[str, typer.Option(help="of the suite; empty for none of it")] = "auto",
+    chains: Annotated[str, typer.Option(help="numbers of chains")] = "4",
     warmup: int = 500,
     draws: int = 500,
-    repeats: int = 3,
-    threads: Annotated[int, typer.Option(help="of torch, for every contender")] = 1,
-    pyro_chains: Annotated[int, typer.Option(help="for the slow posteriors; else 4")] = 4,
+    repeats: int = 5,
+    threads: Annotated[int, typer.Option(help="of torch in the suite")] = 1,
+    pyro_chains: Annotated[int, typer.Option(help="Pyro's, with the first of --chains")] = 1,
+    single: Annotated[bool, typer.Option(help="also JAX's own precision, float32")] = True,
     out: Annotated[Path, typer.Option(help="folder for the tables")] = Path("build/benchmarks"),
 ) -> None:
-    """Measure, print the table of medians, and save it and every run as CSV."""
-    rows = contenders(peers)
+    """Measure, print medians and verdicts, and save these and every run as CSV."""
+    rows = contenders(peers, tiers, peers_python, single=single)
     results: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as folder:  # numba compiles once per installation
-        run_fresh(Job("oring", "suite", "traced", 4, 20, 20, 0, threads), Path(folder))
+    if any(row.ours for row in rows):
+        with tempfile.TemporaryDirectory() as folder:
+            once = installed(threads, Path(folder))
+        typer.echo(f"the suite's numba functions, once per installation: {once:.1f} s")
     for name in posteriors.split(","):
-        few = pyro_chains if POSTERIORS[name].slow else 4
         for i, count in enumerate(int(word) for word in chains.split(",")):
             # Pyro draws its chains in turn: with more of them its ESS/s would be the same
-            entered = [row for row in rows if i == 0 or row.sampler != "pyro"]
-            job = Job(name, "", "", count, warmup, draws, 0, threads)
-            results += compare(entered, job, few, repeats)
+            entered = [row for row in rows if i == 0 or row.module != "pyro"]
+            for seed in range(repeats):
+                with tempfile.TemporaryDirectory() as folder:
+                    for row in entered:
+                        number = pyro_chains if row.module == "pyro" else count
+                        job = Job(
+                            name, row.module, row.variant, row.precision, number, warmup, draws,
+                            seed, threads if row.ours else None,
+                        )  # fmt: skip
+                        result = run(row, job, peers_python, Path(folder))
+                        results.append(result | {"chains": count, "chains_run": number})
+            out.mkdir(parents=True, exist_ok=True)  # what there is, should the rest not finish
+            pd.DataFrame(results).to_csv(out / "runs.csv", index=False)
     runs = pd.DataFrame(results)
-    table = summarise(runs)
-    out.mkdir(parents=True, exist_ok=True)
-    runs.to_csv(out / "runs.csv", index=False)
+    table, judged = summarise(runs), verdicts(runs)
     table.to_csv(out / "samplers.csv", index=False)
-    typer.echo(table.to_string(index=False, float_format=lambda x: f"{x:.4g}"))
-    typer.echo("\n".join(verdicts(table)))
+    judged.to_csv(out / "verdicts.csv", index=False)
+    with pd.option_context("display.width", 250):
+        for key, part in table.groupby(KEYS[:2], sort=False):
+            typer.echo("\n{}, {} chains".format(*key))
+            short = part.drop(columns=KEYS[:2]).to_string(
+                index=False, float_format=lambda x: f"{x:.4g}"
+            )
+            typer.echo(short)
+        if len(judged):
+            typer.echo("\n" + judged.to_string(index=False, float_format=lambda x: f"{x:.3g}"))
 
 
 if __name__ == "__main__":
