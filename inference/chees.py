@@ -53,6 +53,8 @@ class ChEES(SharedLength):
         mass: which covariance warm-up learns: "diagonal", "dense", or "auto": dense up to 30
             dimensions, where the draws of all chains together determine it well.
         max_steps: at most so many leapfrogs a transition.
+        superchains: so many groups of chains, each begun at one point: convergence is then judged
+            by nested R-hat, which needs no long chains.
 
     Example:
         >>> import torch

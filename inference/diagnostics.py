@@ -81,10 +81,16 @@ def _of_arviz(data: Any) -> list[Finding]:
         return approximation(_continuous(draws), stats)
     if "reached_max_treedepth" in stats:
         stats["reached_max_depth"] = stats["reached_max_treedepth"]
-    return chains(draws, stats)
+    whole = attributes.get("setting_chains") == str(len(next(iter(draws.values()))))
+    return chains(draws, stats, superchains=attributes.get("superchains") if whole else None)
 
 
-def chains(draws: Arrays, stats: Arrays, invariants: Arrays | None = None) -> list[Finding]:
+def chains(
+    draws: Arrays,
+    stats: Arrays,
+    invariants: Arrays | None = None,
+    superchains: int | None = None,
+) -> list[Finding]:
     """Findings on Markov chains: R-hat, effective sample sizes, divergences, energy, tree depth.
 
     Args:
@@ -92,6 +98,8 @@ def chains(draws: Arrays, stats: Arrays, invariants: Arrays | None = None) -> li
         stats: sampler statistics, (chain, draw).
         invariants: functions of the draws that no symmetry of the model changes, where it has one:
             chains that agree on these have converged, whatever their labels.
+        superchains: how many groups of chains, in order, began each at one point: R-hat is then the
+            nested one, which takes many short chains for what they are.
     """
     number, length = next(iter(draws.values())).shape[:2]
     if length < 4:
@@ -99,12 +107,12 @@ def chains(draws: Arrays, stats: Arrays, invariants: Arrays | None = None) -> li
         return [Finding("draws", "error", length, text, "raise draws")]
     found = broken(draws, chains=True)
     if number > 1:
-        found += _mixing(draws, stats, invariants or {})
+        found += _mixing(draws, stats, invariants or {}, superchains)
     else:
         text = "one chain: R-hat cannot tell whether it has seen every mode"
         found.append(Finding("chains", "warning", 1, text, "run four"))
         found += _drift(draws)
-    found += _size(draws, number, "diverging" in stats)
+    found += _size(draws, number, superchains, "diverging" in stats)
     found += tails(_continuous(draws))
     return found + _diverging(stats) + _energy(stats) + _depth(stats)
 
@@ -113,27 +121,37 @@ def _continuous(draws: Arrays) -> dict[str, np.ndarray]:
     return {name: value for name, value in draws.items() if value.dtype.kind == "f"}
 
 
-def _mixing(draws: Arrays, stats: Arrays, invariants: Arrays) -> list[Finding]:
+def _mixing(
+    draws: Arrays, stats: Arrays, invariants: Arrays, superchains: int | None
+) -> list[Finding]:
     """Whether chains agree; with a symmetry, whether they differ by more than their labels."""
-    name, value = worst({k: mixing.r_hat(v) for k, v in draws.items()}, np.nanargmax)
+    unit, figure = ("superchain", "nested R-hat") if superchains else ("chain", "R-hat")
+
+    def r_hat(x: np.ndarray) -> np.ndarray:
+        return mixing.nested_r_hat(x, superchains) if superchains else mixing.r_hat(x)
+
+    name, value = worst({k: r_hat(v) for k, v in draws.items()}, np.nanargmax)
     free = dict(invariants)
     if free and "lp" in stats:
         free["lp"] = stats["lp"]
-    which, beyond = worst({k: mixing.r_hat(v) for k, v in free.items()}, np.nanargmax)
+    which, beyond = worst({k: r_hat(v) for k, v in free.items()}, np.nanargmax)
     if free and beyond > R_HAT:
-        levels = ", ".join(f"{mean:.4g}" for mean in stats["lp"].mean(1)) if "lp" in stats else ""
         text = (
-            f"R-hat of {which} is {beyond:.3f}, above {R_HAT}, though labels do not change it: the "
-            "chains sit in different modes or have not mixed, and their average describes none"
+            f"{figure} of {which} is {beyond:.3f}, above {R_HAT}, though labels do not change it: "
+            f"the {unit}s sit in different modes or have not mixed, and their average describes "
+            "none"
         )
-        remedy = "run longer, or more chains, and look at each chain by itself"
-        remedy += f" (mean log density by chain: {levels})" if levels else ""
+        remedy = f"run longer, or more chains, and look at each {unit} by itself"
+        if "lp" in stats:
+            means = stats["lp"].reshape(superchains or len(stats["lp"]), -1).mean(1)
+            levels = ", ".join(f"{mean:.4g}" for mean in means)
+            remedy += f" (mean log density by {unit}: {levels})"
         return [Finding("modes", severity(beyond > R_HAT_BAD), beyond, text, remedy)]
     if not value > R_HAT:
         return []
     if free:
         text = (
-            f"R-hat of {name} is {value:.3f}, above {R_HAT}, while that of every quantity that "
+            f"{figure} of {name} is {value:.3f}, above {R_HAT}, while that of every quantity that "
             f"labels do not change is at most {beyond:.3f}: components overlap or switch labels "
             "within chains"
         )
@@ -144,6 +162,13 @@ def _mixing(draws: Arrays, stats: Arrays, invariants: Arrays) -> list[Finding]:
         "average is no posterior mean"
     )
     remedy = "run longer, look at the trace for chains in different modes, or reparametrise"
+    if superchains:
+        text = (
+            f"nested R-hat of {name} is {value:.3f}, above {R_HAT}: chains that began at one point "
+            "lie nearer to each other than to those that began elsewhere, so that they remember "
+            "their start, or a superchain has too few draws to tell"
+        )
+        remedy = "lengthen warmup, give more chains to a superchain, or reparametrise"
     return [Finding("r_hat", severity(value > R_HAT_BAD), value, text, remedy)]
 
 
@@ -163,7 +188,7 @@ def _drift(draws: Arrays) -> list[Finding]:
     return [Finding("drift", severity(value > DRIFT_BAD), value, text, remedy)]
 
 
-def _size(draws: Arrays, number: int, hamiltonian: bool) -> list[Finding]:
+def _size(draws: Arrays, number: int, superchains: int | None, hamiltonian: bool) -> list[Finding]:
     """Whether effective sample sizes are small, and Monte-Carlo errors large."""
     other = "reparametrise" if hamiltonian else "use NUTS"
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -174,10 +199,11 @@ def _size(draws: Arrays, number: int, hamiltonian: bool) -> list[Finding]:
         return found
     sizes = {k: np.minimum(mixing.ess_bulk(v), mixing.ess_tail(v)) for k, v in draws.items()}
     name, value = worst(sizes, np.nanargmin)
-    if not value < ESS_PER_CHAIN * number:
+    if not value < ESS_PER_CHAIN * (superchains or number):
         return []
+    unit = "superchain" if superchains else "chain"
     text = (
-        f"effective sample size of {name} is {value:.0f}, below {ESS_PER_CHAIN} per chain: means "
+        f"effective sample size of {name} is {value:.0f}, below {ESS_PER_CHAIN} per {unit}: means "
         "and intervals are rough"
     )
     remedy = f"raise draws (or thin), or {other}"

@@ -428,7 +428,8 @@ def _findings(posterior: Posterior, program: Program) -> list[Finding]:
     if posterior.kind == "approximation":
         return diagnostics.approximation(draws, stats)
     invariants = {name: _numpy(posterior.draws[name]) for name in posterior.invariants}
-    return diagnostics.chains(draws, stats, invariants)
+    superchains = posterior.attributes.get("superchains")
+    return diagnostics.chains(draws, stats, invariants, superchains)
 
 
 @contextmanager

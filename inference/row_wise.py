@@ -22,6 +22,7 @@ from inference.replicated import Replicated, standardised
 from inference.rows import Rows, rows_problem
 from inference.sampling import Sampler
 from inference.stopping import Until
+from inference.trajectories import SharedLength
 from ppl_models.base import HasRows, Model
 from ppl_models.errors import EngineError
 
@@ -137,4 +138,8 @@ def check_sampler(engine: str, name: str, sampler: Any) -> None:
     if not isinstance(sampler, Sampler) or getattr(sampler, "proposal", None) is not None:
         raise EngineError(
             f"{engine}({name}={sampler!r}): give a sampler such as NUTS(chains=4), without proposal"
+        )
+    if isinstance(sampler, SharedLength) and sampler.superchains is not None:
+        raise EngineError(
+            f"{engine}({name}={sampler!r}): the chains of a row begin apart; leave superchains out"
         )

@@ -15,11 +15,13 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from inference.engine import Posterior, Problem
 from inference.hmc import DIVERGENCE, Phase, reasonable_step_size
 from inference.mh import metropolis
 from inference.sampling import Adapting, Info, Randomness, Sampler, Tuning
 from inference.target import Target
 from inference.warmup import Mass, MassChoice, Window, pooled, resolve
+from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
 _FIRST = 16  # leapfrogs of the longest trajectory while chains are on their way
@@ -78,6 +80,7 @@ class SharedLength(Sampler):
     step_size: float | None = None
     mass: MassChoice = "auto"
     max_steps: int = 1000
+    superchains: int | None = None
 
     uniforms: ClassVar[int] = 1
 
@@ -86,6 +89,14 @@ class SharedLength(Sampler):
         self.at_least(chains=2, max_steps=1)
         self.one_of(mass=("auto", "diagonal", "dense"))
         self.positive("step_size")
+        if self.superchains is not None:
+            self.at_least(superchains=2)
+            if self.chains % self.superchains or self.chains == self.superchains:
+                raise EngineError(
+                    f"{type(self).__name__}(chains={self.chains}, superchains={self.superchains}): "
+                    "give a number of chains that is a multiple of it, so that several chains "
+                    "begin at each point"
+                )
 
     # -- what differs ----------------------------------------------------------------------------
 
@@ -106,6 +117,20 @@ class SharedLength(Sampler):
         return path
 
     # -- what is common --------------------------------------------------------------------------
+
+    def run(self, problem: Problem) -> Posterior:
+        posterior = super().run(problem)
+        if self.superchains is not None:
+            posterior.attributes["superchains"] = self.superchains
+        return posterior
+
+    def start(self, target: Target, noise: Noise) -> Tensor:
+        """With superchains, those of one begin at one point."""
+        x = super().start(target, noise)
+        if self.superchains is None:
+            return x
+        together = self.chains // self.superchains
+        return x[::together].repeat_interleave(together, 0)
 
     def evaluations(self) -> int:
         return (self.warmup + self.draws) * self.thin * _FIRST

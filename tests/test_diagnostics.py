@@ -6,7 +6,18 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import HMC, SVI, InferenceWarning, arviz_bridge, corrected, diagnostics, fit
+from inference import (
+    HMC,
+    SVI,
+    ChEES,
+    InferenceWarning,
+    arviz_bridge,
+    corrected,
+    diagnostics,
+    fit,
+    target,
+)
+from ppl_models import Noise
 from tests.programs import Means
 
 RNG = np.random.default_rng(3)
@@ -27,6 +38,49 @@ def test_chains_apart_are_found():
     apart = GOOD.copy()
     apart[0] += 5
     assert "r_hat" in names({"mu": apart}, LP)
+
+
+def test_many_short_chains_are_judged_by_how_far_superchains_lie_apart():
+    short = np.random.default_rng(4).normal(size=(64, 20, 2))
+    level = {"lp": short[..., 0]}
+    assert names({"mu": short}, level, None, 4) == []
+    assert "ess" in names({"mu": short}, level)
+    start = np.repeat(np.random.default_rng(5).normal(size=(4, 1, 2)), 16, axis=0)
+    [found] = [f for f in diagnostics.chains({"mu": 0.5 * start + short}, level, None, 4)
+               if f.name == "r_hat"]  # fmt: skip
+    assert found.severity == "warning"
+    assert "nested R-hat of mu" in found.text
+    assert "remember" in found.text
+    still = {"mu": start + 1e-3 * short}
+    [found] = [f for f in diagnostics.chains(still, level, None, 4) if f.name == "r_hat"]
+    assert found.severity == "error"
+
+
+def test_superchains_in_different_modes_are_named_by_their_levels():
+    short = np.random.default_rng(4).normal(size=(12, 40, 2))
+    short[:6] += 9
+    levels = {"lp": short[..., 0]}
+    [found] = [f for f in diagnostics.chains({"mu": short}, levels, {"mu": short}, 2)
+               if f.name == "modes"]  # fmt: skip
+    assert "the superchains sit in different modes" in found.text
+    assert "by superchain: " in found.remedy
+    assert len(found.remedy.split(",")) == 4  # two levels
+
+
+def test_a_fit_of_superchains_is_judged_as_such_and_so_is_its_file(tmp_path):
+    engine = ChEES(chains=12, superchains=3, warmup=100, draws=40, tier="traced")
+    fitted = fit(
+        lambda: pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1)), None, engine
+    )
+    assert fitted.posterior.attributes["superchains"] == 3
+    points = engine.start(
+        target(lambda: pyro.sample("x", dist.Normal(0.0, 1.0))), Noise.seeded(0, 12)
+    )
+    assert [len(group.unique()) for group in points.split(4)] == [1, 1, 1]
+    assert len(points.unique()) == 3
+    own = [finding.name for finding in fitted.findings]
+    loaded = arviz_bridge.load(fitted.save(tmp_path / "fit.nc"))
+    assert [finding.name for finding in diagnostics.diagnose(loaded)] == own
 
 
 def test_chains_that_differ_by_labels_alone_are_said_to_do_so():

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import HMC, MALA, MH, NUTS, RowWise, Until, fit, hmc
+from inference import HMC, MALA, MH, NUTS, ChEES, RowWise, Until, fit, hmc
 from ppl_models import EngineError, HasRows, ModelError
 from tests.programs import Linear
 from tests.statistics import check, quiet, surprises
@@ -37,7 +37,9 @@ def linear(rows=3):
 LINEAR = linear()
 
 
-@pytest.mark.parametrize("sampler", [HMC(**RUN, steps=2), NUTS(**RUN), MALA(**RUN), MH(**RUN)])
+@pytest.mark.parametrize(
+    "sampler", [HMC(**RUN, steps=2), NUTS(**RUN), MALA(**RUN), MH(**RUN), ChEES(**RUN)]
+)
 def test_draws_of_each_row_have_the_moments_of_its_posterior(sampler):
     found = quiet(LINEAR.program, LINEAR.data, RowWise(sampler)).posterior
     assert found.draws["z"].shape == (48, 120, 3, 2)
@@ -109,6 +111,8 @@ def test_what_cannot_be_sampled_row_by_row_is_refused():
         RowWise(sampler="nuts")
     with pytest.raises(EngineError, match="give a sampler such as"):
         RowWise(MH(proposal=LINEAR.program.guide))
+    with pytest.raises(EngineError, match="leave superchains out"):
+        RowWise(ChEES(chains=4, superchains=2))
 
 
 def test_a_run_in_single_precision_stops_when_it_is_precise_enough():
