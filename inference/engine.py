@@ -72,6 +72,7 @@ class Problem:
             calls=calls,
             describe=self.program.describe,
             watch=None if self.clock.seconds is None else self.clock.look,
+            shared=self.program.compiled,
         )
 
     def precise(self, draws: Params | Tensor) -> Finding | None:

@@ -29,6 +29,7 @@ from torch.distributions import biject_to, dirichlet
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
+from inference.codegen.build import Attempt
 from ppl_models.errors import DataError, ModelError, SuiteError
 
 Values = dict[str, Tensor]
@@ -185,6 +186,8 @@ class Program:
         nested = max((-frame.dim for frame in frames if frame.vectorized), default=0)
         self.plate_nesting = max(nested, plate_nesting)
         self.random = None if self.subsampled else self._random_site(first)
+        # of the log density, for targets to share; weights that change are none of its constants
+        self.compiled = None if self.parameters else Attempt()
         if self.discrete and not self.subsampled and self.random is None:
             self._check_enumeration(first)
 

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from inference import graph
+from inference.codegen.build import Attempt, Density
+from inference.codegen.compiler import CompilerError
 from inference.graph import Tier, ValueAndGrad, logger
 from inference.native import Native
 from inference.program import Site
@@ -18,6 +20,7 @@ from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
 
 _STARTS = 100
+_REPAID = 200  # evaluations that repay a C compiler: less than a second
 
 
 @final
@@ -33,6 +36,7 @@ class Target:
         describe: names the cause where no starting point has a finite density.
         sites: the sites whose values a point holds, in order; empty for a plain density.
         watch: called before every evaluation; it may raise.
+        shared: what is known of the density as C, for other targets of the same function.
     """
 
     groups = 1
@@ -50,6 +54,7 @@ class Target:
         describe: Callable[[Tensor], str] | None = None,
         sites: tuple[Site, ...] = (),
         watch: Callable[[], None] | None = None,
+        shared: Attempt | None = None,
     ) -> None:
         self.function = function
         self.dim = dim
@@ -64,6 +69,7 @@ class Target:
         self._densities: dict[int, Callable[[Tensor], Tensor]] = {}
         self._graph: Any = None
         self._seldom = False
+        self._c = Attempt() if shared is None else shared
 
     def log_density(self, x: Tensor) -> Tensor:
         """(C, D) -> (C,)."""
@@ -92,7 +98,9 @@ class Target:
         """
         if self._watch is not None:
             self._watch()
-        return None
+        self.evaluator(x)
+        density = self._as_c(x)
+        return None if density is None else density.native
 
     def uncompiled(self) -> Target:
         """The same density, for numbers of points met too seldom to trace or compile for each.
@@ -102,7 +110,6 @@ class Target:
         other = copy.copy(self)
         other._seldom = True
         other._evaluators, other._densities = {}, {}
-        other._graph = None if self.tier == "eager" or self.dim == 0 else self._single()
         return other
 
     def over(self, function: Callable[[Tensor], Tensor]) -> Target:
@@ -139,7 +146,9 @@ class Target:
 
     def traces(self) -> bool:
         """Whether the program is run once and replayed, rather than run at every call."""
-        return self.tier != "eager" and self._single(quiet=True) is not self.function
+        if self.tier == "eager":
+            return False
+        return self._c.density is not None or self._single(quiet=True) is not self.function
 
     def _watched(self, evaluate: ValueAndGrad) -> ValueAndGrad:
         watch = self._watch
@@ -153,6 +162,31 @@ class Target:
         return watched
 
     # -- tiers -----------------------------------------------------------------------------------
+
+    def _as_c(self, x: Tensor) -> Density | None:
+        """The density as a C function, where that is wanted and can be; it serves any chains."""
+        if self.tier not in ("auto", "compiled") or self.device.type != "cpu":
+            return None
+        if not self._c.tried and (self.tier == "compiled" or self.calls >= _REPAID):
+            self._c.density, self._c.tried = self._written_as_c(x), True
+        return self._c.density
+
+    def _written_as_c(self, x: Tensor) -> Density | None:
+        try:
+            threads = torch.get_num_threads()
+            calls = None if self.tier == "compiled" else self.calls
+            density = Density(self.function, self.dim, self.dtype, threads, calls=calls)
+        except CompilerError as error:
+            logger.warning("%s; the traced program is used, which is slower.", error)
+            self._c.compiles = False
+            return None
+        except Exception as error:  # a program may fail in its own way where it is recorded
+            logger.debug("The program is not written as C (%s).", _line(error))
+            return None
+        if not graph.agrees(density, self.function, x):
+            logger.warning("The program as C disagrees with the program; it is not used.")
+            return None
+        return density
 
     def _single(self, *, quiet: bool = False) -> Callable[[Tensor], Tensor]:
         """The traced function of one point; the function itself where it cannot be traced."""
@@ -173,6 +207,9 @@ class Target:
     def _build(self, x: Tensor) -> ValueAndGrad:
         if self.tier == "eager" or self.dim == 0:
             return graph.eager(self.function)
+        density = self._as_c(x)
+        if density is not None:
+            return density
         single = self._single()
         if single is self.function:
             return graph.eager(self.function)
@@ -189,9 +226,7 @@ class Target:
         if not graph.agrees(replay, self.function, x):
             logger.warning("The traced program disagrees with the program; it runs eagerly.")
             return graph.eager(self.function)
-        if self.tier == "traced" or (
-            self.tier == "auto" and not graph.worth_compiling(traced, self.calls)
-        ):
+        if not self._compiled_by_inductor(traced):
             self._densities[len(x)] = graph.value_only(traced)
             return replay
         if not graph.has_compiler():
@@ -208,6 +243,12 @@ class Target:
             logger.warning("The compiled program disagrees with the program; it is not used.")
             return replay
         return fast
+
+    def _compiled_by_inductor(self, traced: Any) -> bool:
+        """Whether Inductor compiles a graph, which takes it seconds."""
+        if self.tier == "traced" or not self._c.compiles:
+            return False
+        return self.tier == "compiled" or graph.worth_compiling(traced, self.calls)
 
 
 def _line(error: BaseException) -> str:

@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from inference import HMC, MH, NUTS, SVI, fit, graph
+from inference.codegen import build, compiler
+from inference.codegen.build import Density
+from inference.codegen.tape import Untraceable
 from inference.program import isolated
 from inference.target import Target
 from tests.programs import CONTINUOUS, ENUMERATED, FEW, line
@@ -132,6 +135,19 @@ def notices(caplog):
 # -- without a compiler ----------------------------------------------------------------------------
 
 
+def no_compiler():
+    return None
+
+
+def c_fails(*_):
+    raise compiler.CompilerError("gcc failed: unrecognised option")
+
+
+def c_lies(self, x):
+    value, gradient = graph.loop(self.function, x)
+    return value + 1, gradient
+
+
 def fails(*_):
     raise RuntimeError("g++: command not found\nand much more that nobody reads")
 
@@ -144,11 +160,22 @@ def lies(traced, example):
     return wrong
 
 
+def refuses(*_):
+    raise Untraceable("an operation that is not known")
+
+
 WITHOUT = {
-    "none": ("has_compiler", lambda: False, "No C++ compiler was found"),
-    "broken": ("compiled", fails, "The compiler failed (g++: command not found)"),
-    "wrong": ("compiled", lies, "The compiled program disagrees with the program"),
-}
+    "none": ([(compiler, "compiler", no_compiler)], "no C compiler was found"),
+    "broken": ([(compiler, "_compile", c_fails)], "gcc failed: unrecognised option"),
+    "wrong": ([(Density, "__call__", c_lies), (graph, "compiled", lambda g, _: g.forward)],
+              "The program as C disagrees with the program"),
+    "no inductor": ([(build, "lower", refuses), (graph, "has_compiler", lambda: False)],
+                    "No C++ compiler was found"),
+    "broken inductor": ([(build, "lower", refuses), (graph, "compiled", fails)],
+                        "The compiler failed (g++: command not found)"),
+    "wrong inductor": ([(build, "lower", refuses), (graph, "compiled", lies)],
+                       "The compiled program disagrees with the program"),
+}  # fmt: skip
 
 
 @quiet
@@ -165,10 +192,10 @@ WITHOUT = {
 def test_without_a_compiler_a_notice_of_one_line_and_the_same_answers(
     name, engine, monkeypatch, caplog
 ):
-    attribute, replacement, notice = WITHOUT[name]
-    monkeypatch.setattr(graph, attribute, replacement)
-    if name == "none":
-        monkeypatch.setattr(graph, "compiled", fails)
+    replacements, notice = WITHOUT[name]
+    monkeypatch.setattr(compiler, "_folder", lambda: None)
+    for where, attribute, replacement in replacements:
+        monkeypatch.setattr(where, attribute, replacement)
     with caplog.at_level(logging.WARNING, "inference"):
         found = fit(line, PROGRAMS["line"].data, engine)
     assert len(notices(caplog)) == 1
@@ -190,7 +217,12 @@ def test_auto_compiles_only_what_repays_the_compiler(monkeypatch):
     monkeypatch.setattr(graph, "has_compiler", lambda: True)
     with isolated(torch.float64):
         program = PROGRAMS["line"].bound()
-        for calls, expected in [(0, 0), (100, 0), (10_000_000, 1)]:
+        for calls, written in [(0, False), (100, False), (10_000, True)]:
+            made = target(program, "auto", calls=calls)
+            made.log_density_and_grad(points(program))
+            assert (made.native(points(program)) is not None) == written
+        monkeypatch.setattr(build, "lower", refuses)
+        for calls, expected in [(10_000, 0), (10_000_000, 1)]:  # Inductor takes longer
             target(program, "auto", calls=calls).log_density_and_grad(points(program))
             assert len(compilations) == expected
 
@@ -203,6 +235,7 @@ def test_only_the_steps_of_an_optimiser_are_compiled(monkeypatch):
         sizes.append(len(example))
         return traced.forward
 
+    monkeypatch.setattr(build, "lower", refuses)
     monkeypatch.setattr(graph, "compiled", counted)
     monkeypatch.setattr(graph, "has_compiler", lambda: True)
     fit(line, PROGRAMS["line"].data, SVI(steps=5, draws=300, particles=7, tier="compiled"))
