@@ -47,7 +47,8 @@ def cost(engine: Engine) -> tuple[int, int]:
     """
     match engine:
         case Sampler():
-            return 1, engine.chains * engine.evaluations()
+            chains = engine.chains if isinstance(engine.chains, int) else 4  # or "auto"
+            return 1, chains * engine.evaluations()
         case Gibbs():
             return 1, engine.chains * (engine.warmup + engine.draws * engine.thin)
         case SMC():

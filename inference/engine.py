@@ -54,6 +54,11 @@ class Problem:
 
     def noise(self, chains: int) -> Noise:
         """The chains' streams of random numbers."""
+        if isinstance(chains, str):
+            raise EngineError(
+                f"chains={chains!r}: the number is chosen only for an engine that fit() is given; "
+                "give a number here"
+            )
         return Noise.seeded(self.seed, chains, device=self.device, dtype=self.dtype)
 
     def target(self, tier: TierChoice, calls: int) -> Target:
@@ -145,6 +150,10 @@ class Engine(ABC):
     def run(self, problem: Problem) -> Posterior:
         """Fit the problem."""
 
+    def settled(self, problem: Problem) -> Engine:
+        """This engine with the settings that the problem decides; the fit records those."""
+        return self
+
     def bound(self, model: Any, data: Data) -> Data:
         """The data that the program is bound to: all, unless weights are trained by minibatches."""
         return data
@@ -227,7 +236,7 @@ class Engine(ABC):
         declared = {field.name: field.type for field in dataclasses.fields(self)}
         for name, bound in bounds.items():
             value: Any = getattr(self, name)
-            whole = declared[name] in ("int", int)
+            whole = declared[name] is int or str(declared[name]).startswith("int")
             kind: Any = numbers.Integral if whole else numbers.Real
             if isinstance(value, bool) or not isinstance(value, kind) or not value >= bound:
                 what = "a whole number" if whole else "a number"

@@ -296,6 +296,7 @@ def fit(
         problem = Problem(
             model, bound, program, int(seed), kind, where, report, until, clock, whole=placed
         )
+        engine = engine.settled(problem)
         with _kept(engine, problem, store, resume) as problem:
             posterior = engine.run(problem)
         parameters = trained()

@@ -29,8 +29,8 @@ logger = logging.getLogger("inference")
 
 # Below this many predicted seconds in the traced tier, the compiler would not repay its start.
 _COMPILE_ABOVE_S = 8.0
-_SECONDS_PER_OP = 3.5e-6  # dispatch of one operation from Python
-_SECONDS_PER_ELEMENT = 1.0e-9
+SECONDS_PER_OP = 3.5e-6  # dispatch of one operation from Python
+SECONDS_PER_ELEMENT = 1.0e-9
 
 
 def trace(function: Callable[..., Tensor], *examples: Tensor) -> fx.GraphModule:
@@ -153,13 +153,19 @@ def agrees(candidate: ValueAndGrad, single: Callable[[Tensor], Tensor], x: Tenso
 
 def seconds_per_call(graph: fx.GraphModule) -> float:
     """A prediction of one call in the traced tier, from the graph alone: it is repeatable."""
+    operations, elements = work(graph)
+    return operations * SECONDS_PER_OP + elements * SECONDS_PER_ELEMENT
+
+
+def work(graph: fx.GraphModule) -> tuple[int, int]:
+    """How many operations a graph calls, and how many numbers they make."""
     operations, elements = 0, 0
     for node in graph.graph.nodes:
         if node.op == "call_function":
             operations += 1
             value = node.meta.get("val")
             elements += value.numel() if isinstance(value, Tensor) else 0
-    return operations * _SECONDS_PER_OP + elements * _SECONDS_PER_ELEMENT
+    return operations, elements
 
 
 def worth_compiling(graph: fx.GraphModule, calls: int) -> bool:

@@ -8,17 +8,21 @@ waits for the longest tree. On a CPU the same bookkeeping runs compiled (``nuts_
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from inference import nuts_cpu
+from inference.chain_count import chain_count
+from inference.engine import Problem
 from inference.hmc import DIVERGENCE, Phase, leapfrog, reasonable_step_size
 from inference.sampling import Block, Info, Randomness, Sampler, Tuning
+from inference.stopping import Until
 from inference.target import Target
 from inference.warmup import Averaging, Mass, MassChoice, resolve
+from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
 
@@ -67,6 +71,9 @@ class NUTS(Sampler):
     """The no-U-turn sampler: HMC that chooses its path length, with nothing to tune by hand.
 
     Args:
+        chains: how many chains run, as one batch; "auto": as many as reach the precision of
+            ``fit(..., until=Until(ess=...))`` soonest. That is predicted from the density's graph
+            and the device, not measured; the fit's engine has the number, to be given again.
         target_acceptance: mean acceptance statistic aimed at by dual averaging; raise it to 0.95
             or 0.99 where transitions diverge.
         max_depth: at most 2^max_depth - 1 leapfrogs a transition.
@@ -75,11 +82,13 @@ class NUTS(Sampler):
         step_size: fixed where given; else adapted.
     """
 
+    chains: int | Literal["auto"] = 4  # pyright: ignore[reportIncompatibleVariableOverride]
     target_acceptance: float = 0.8
     max_depth: int = 10
     mass: MassChoice = "auto"
     step_size: float | None = None
 
+    chooses_chains: ClassVar[bool] = True
     uniforms: ClassVar[int] = 3
     target_acceptance_rate: ClassVar[float | None] = 0.8
 
@@ -89,6 +98,23 @@ class NUTS(Sampler):
         self.one_of(mass=("auto", "diagonal", "dense"))
         self.positive("step_size")
         self.positive("target_acceptance", below=1)
+
+    def check_until(self, until: Until) -> None:
+        super().check_until(until)
+        if self.chains == "auto" and not until.precise:
+            raise EngineError(
+                'NUTS(chains="auto") chooses the number of chains for a precision: give '
+                "fit(..., until=Until(ess=1000)), or a number of chains"
+            )
+
+    def settled(self, problem: Problem) -> NUTS:
+        if self.chains != "auto":
+            return self
+        with torch.no_grad():
+            target = problem.target(self.tier, self.evaluations())
+            dense = self.mass_matrix(target.dim) == "dense"
+            number = chain_count(problem, target, self.warmup, self.draws, dense=dense)
+        return replace(self, chains=number)
 
     def evaluations(self) -> int:
         return (self.warmup + self.draws) * self.thin * 16

@@ -139,6 +139,10 @@ def check_sampler(engine: str, name: str, sampler: Any) -> None:
         raise EngineError(
             f"{engine}({name}={sampler!r}): give a sampler such as NUTS(chains=4), without proposal"
         )
+    if sampler.chains == "auto":
+        raise EngineError(
+            f"{engine}({name}={sampler!r}): chains='auto' is only for fit(); give a number"
+        )
     if isinstance(sampler, SharedLength) and sampler.superchains is not None:
         raise EngineError(
             f"{engine}({name}={sampler!r}): the chains of a row begin apart; leave superchains out"

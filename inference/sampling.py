@@ -143,6 +143,9 @@ class Sampler(Engine):
     thin: int = 1
     tier: TierChoice = "auto"
 
+    chooses_chains: ClassVar[bool] = False
+    """Whether ``chains`` may be "auto"."""
+
     uniforms: ClassVar[int] = 1
     """How many uniform numbers a step takes per chain."""
 
@@ -153,7 +156,9 @@ class Sampler(Engine):
     """What dual averaging aims at; None for a kernel without a step size."""
 
     def __post_init__(self) -> None:
-        self.at_least(chains=1, warmup=0, draws=1, thin=1)
+        if not (self.chooses_chains and self.chains == "auto"):
+            self.at_least(chains=1)
+        self.at_least(warmup=0, draws=1, thin=1)
         self.one_of(tier=("auto", "eager", "traced", "compiled"))
 
     def check(self, model: Any, program: Program) -> None:

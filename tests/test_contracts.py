@@ -360,6 +360,8 @@ def test_unknown_setting_is_an_error_that_names_it(engine):
         (lambda: NUTS(mass="full"), "mass='full'.*choose one of"),
         (lambda: HMC(steps=0), "steps=0"),
         (lambda: ChEES(chains=1), "chains=1.*at least 2"),
+        (lambda: NUTS(chains="many"), "chains='many'.*at least 1"),
+        (lambda: HMC(chains="auto"), "chains='auto'.*at least 1"),
         (lambda: MAMS(chains=12, superchains=5), "superchains=5.*multiple"),
         (lambda: ChEES(chains=4, superchains=4), "superchains=4.*several chains begin"),
         (lambda: MH(tier="fast"), "tier='fast'"),
