@@ -73,8 +73,9 @@ def whiten(scale: Any, gradient: Any, c: int, out: Any) -> None:
     for i in range(dim):
         out[c, i] = 0.0
     for j in range(dim):
+        slope = gradient[c, j]
         for i in range(j + 1):
-            out[c, i] += root[j, i] * gradient[c, j]
+            out[c, i] += root[j, i] * slope
 
 
 @inlined
@@ -88,8 +89,9 @@ def drift(scale: Any, momentum: Any, c: int, step: float, x: Any, out: Any, work
     for i in range(dim):
         work[c, i] = 0.0
     for j in range(dim):
+        velocity = momentum[c, j]
         for i in range(j, dim):
-            work[c, i] += scale.transposed[j, i] * momentum[c, j]
+            work[c, i] += scale.transposed[j, i] * velocity
     for i in range(dim):
         out[c, i] = x[c, i] + step * work[c, i]
 

@@ -96,23 +96,17 @@ def block(
     if averaging is None:  # else the state's are those of the averaging, unrounded
         state.scalars[STEP_SIZE] = tuning.step_size.numpy()
     record = _record(state, most, enough)
+    given = state, stream, settings, record
     native = target.native(point)
     if native is not None:
-        value, gradient = (
-            np.empty_like(state.vectors[LEAF_X, :, 0]),
-            np.empty_like(state.vectors[LEAF_X]),
-        )
-        steps = nuts_loop.run(
-            native.address, native.context, state, value, gradient, stream, settings, record,
-            first, most, enough,
-        )  # fmt: skip
+        leaf = state.vectors[LEAF_X]
+        room = np.empty_like(leaf[:, 0]), np.empty_like(leaf)
+        steps, _ = nuts_loop.run(native.address, native.context, *room, *given, first, most, enough)
     else:
         evaluate, steps, over = target.evaluator(point), 0, False
         while steps < most and not over:
             value, gradient = (part.contiguous().numpy() for part in evaluate(point))
-            over = nuts_loop.advance(
-                state, value, gradient, stream, settings, record, first + steps, enough
-            )
+            _, over = nuts_loop.run(0, 0, value, gradient, *given, first + steps, 1, enough)
             steps += 1
     if averaging is not None and goal is not None:
         averaging = Averaging(*(torch.from_numpy(row) for row in settings.average))
@@ -128,8 +122,9 @@ def _settings(tuning: Tuning, averaging: Averaging | None, goal: float | None) -
 
 def _stream(noise: Noise) -> Stream:
     bits = 32 if noise.dtype == torch.float64 else 23
+    key = noise.key.contiguous().numpy().view(np.uint64)
     keys = np.empty((noise.chains, 4), dtype=np.uint64)
-    return Stream(np.ascontiguousarray(noise.key.numpy()), np.zeros(3, dtype=np.int64), keys, bits)
+    return Stream(key, np.zeros(3, dtype=np.int64), keys, bits)
 
 
 def _record(state: Packed, most: int, enough: int) -> Record:

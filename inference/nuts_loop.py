@@ -1,8 +1,8 @@
 """The bookkeeping of ``nuts.NUTS.step`` for the CPU, compiled by numba, one pass over the chains.
 
 The same arithmetic on the same random numbers as the tensor version, which is its reference. The
-point handed to the gradient has already moved: ``advance`` ends one leapfrog of every chain, does
-what it completes, and begins the next. ``run`` goes on without Python where the gradient is a C
+point handed to the gradient has already moved: a step ends one leapfrog of every chain, does what
+it completes, and begins the next. ``run`` goes on without Python where the gradient is a C
 function.
 """
 
@@ -57,36 +57,37 @@ class Record(NamedTuple):
 
 @compiled
 def run(
-    address: int, context: int, state: Any, value: Any, gradient: Any, stream: Any, settings: Any,
+    address: int, context: int, value: Any, gradient: Any, state: Any, stream: Any, settings: Any,
     record: Any, first: int, most: int, enough: int,
-) -> int:  # fmt: skip
-    """Steps from number ``first`` on, the gradient by a C function; how many they were.
+) -> Any:  # fmt: skip
+    """End a leapfrog of every chain and begin the next one, so many times.
 
-    They end after ``most``, with ``enough`` transitions of all chains, or where no row is left.
+    The density and its gradient are by the C function at ``address``; without one, 0, they are
+    those given, for a single time. Steps from number ``first`` on end after ``most``, with
+    ``enough`` transitions of all chains together, or where a chain has filled its rows: how many
+    there were, and whether these limits were met.
     """
     point = state.vectors.ctypes.data  # of its first row, LEAF_X
-    for k in range(most):
-        evaluate(address, len(value), point, value.ctypes.data, gradient.ctypes.data, context)
-        if advance(state, value, gradient, stream, settings, record, first + k, enough):
-            return k + 1
-    return most
+    for step in range(first, first + most):
+        if address != 0:
+            evaluate(address, len(value), point, value.ctypes.data, gradient.ctypes.data, context)
+        finished = _advance(value, gradient, state, stream, settings, record, step)
+        if finished and _over(record, enough):
+            return step + 1 - first, True
+    return most, False
 
 
 @compiled
-def advance(
-    state: Any, value: Any, gradient: Any, stream: Any, settings: Any, record: Any, step: int,
-    enough: int,
-) -> bool:  # fmt: skip
-    """End the leapfrog of every chain and begin the next one.
-
-    Returns whether the block is over: all chains have ``enough`` transitions together, or one has
-    filled its rows.
-    """
+def _advance(
+    value: Any, gradient: Any, state: Any, stream: Any, settings: Any, record: Any, step: int
+) -> bool:
+    """The same once; whether a chain has finished a transition."""
     vectors, scalars, integers = state.vectors, state.scalars, state.integers
     _, chains, dim = vectors.shape
     max_depth = state.checkpoints.shape[2]
     slope = vectors[LEAF_G]
     _turn_to(stream, step)
+    own = 3 * (step - stream.block[1])  # the first of the step's uniform numbers
     finished = False
     for c in range(chains):
         eps = scalars[DIRECTION, c] * scalars[STEP_SIZE, c]
@@ -108,7 +109,7 @@ def advance(
         old = scalars[SUB_WEIGHT, c] if n > 0 else -np.inf
         joint = _add_exp(old, weight)
         scalars[SUB_WEIGHT, c] = old if diverging else joint
-        if not diverging and (n == 0 or np.log(_uniform(stream, step, c, 0)) < weight - joint):
+        if not diverging and (n == 0 or np.log(_uniform(stream, c, own)) < weight - joint):
             for i in range(dim):
                 vectors[SUB_X, c, i] = vectors[LEAF_X, c, i]
                 vectors[SUB_G, c, i] = slope[c, i]
@@ -126,7 +127,7 @@ def advance(
         whole = not failed and n + 1 == 1 << integers[DEPTH, c]
         if whole:
             gain = scalars[SUB_WEIGHT, c] - scalars[TREE_WEIGHT, c]
-            _join(state, c, np.log(_uniform(stream, step, c, 1)) < gain)
+            _join(state, c, np.log(_uniform(stream, c, own + 1)) < gain)
             over = integers[DEPTH, c] >= max_depth
             done = over or _turns(vectors, c)
 
@@ -141,12 +142,12 @@ def advance(
             _momentum(stream, step, c, vectors[TREE_SUM, c])
             begin(state, c)
         if done or whole:
-            right = _uniform(stream, step, c, 2) > 0.5
+            right = _uniform(stream, c, own + 2) > 0.5
             scalars[DIRECTION, c] = 1.0 if right else -1.0
             integers[LEAVES, c] = 0
             end = RIGHT_X if right else LEFT_X
         _move(state, settings.scale, c, end)
-    return finished and _over(record, enough)
+    return finished
 
 
 @compiled
@@ -196,7 +197,7 @@ def _move(state: Any, scale: Any, c: int, end: int) -> None:
     drift(scale, vectors[LEAF_R], c, eps, vectors[end], vectors[LEAF_X], vectors[WORK])
 
 
-@inlined
+@compiled
 def _join(state: Any, c: int, better: bool) -> None:
     """The whole subtree joins the tree; its choice is the tree's if that is ``better``."""
     vectors, scalars = state.vectors, state.scalars
@@ -216,7 +217,7 @@ def _join(state: Any, c: int, better: bool) -> None:
     state.integers[DEPTH, c] += 1
 
 
-@inlined
+@compiled
 def _keep(
     state: Any, record: Any, c: int, rate: float, diverging: bool, failed: bool, over: bool
 ) -> None:
@@ -234,7 +235,7 @@ def _keep(
     record.made[c] = row + 1
 
 
-@inlined
+@compiled
 def _checkpoint(vectors: Any, checkpoints: Any, c: int, n: int) -> bool:
     """Store leaf n if it is even, else whether its subtrees turn: see ``nuts._checkpoints``."""
     dim = vectors.shape[2]
@@ -262,7 +263,7 @@ def _checkpoint(vectors: Any, checkpoints: Any, c: int, n: int) -> bool:
     return False
 
 
-@inlined
+@compiled
 def _turns(vectors: Any, c: int) -> bool:
     """``nuts.turns`` of the whole tree."""
     to_left = to_right = 0.0
@@ -274,7 +275,7 @@ def _turns(vectors: Any, c: int) -> bool:
     return to_left <= 0 or to_right <= 0
 
 
-@inlined
+@compiled
 def _add_exp(a: float, b: float) -> float:
     """log(exp(a) + exp(b)), minus infinity where both are."""
     high, low = max(a, b), min(a, b)
@@ -290,14 +291,13 @@ def _turn_to(stream: Any, step: int) -> None:
     stream.block[0], stream.block[1], stream.block[2] = number, start, length
     for c in range(len(stream.key)):
         k0, k1 = folded(stream.key[c, 0], stream.key[c, 1], number)
-        stream.keys[c, 0], stream.keys[c, 1] = folded(k0, k1, 0)
-        stream.keys[c, 2], stream.keys[c, 3] = folded(k0, k1, 1)
+        for of in range(2):
+            stream.keys[c, 2 * of], stream.keys[c, 2 * of + 1] = folded(k0, k1, of)
 
 
-@inlined
-def _uniform(stream: Any, step: int, c: int, which: int) -> float:
-    """One of the three uniform numbers of a step."""
-    index = 3 * (step - stream.block[1]) + which
+@compiled
+def _uniform(stream: Any, c: int, index: int) -> float:
+    """A uniform number of the block of steps: each step has three."""
     return uniform(stream.keys[c, 2], stream.keys[c, 3], index, stream.bits)
 
 

@@ -23,9 +23,11 @@ _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 
 @compiled
 def _philox(k0: Any, k1: Any, low: Any, high: Any, tag: Any) -> Any:
-    """``noise.philox`` at the counter (low, high, 0, tag): four 32-bit words."""
-    c0, c1, c2, c3 = np.uint64(low), np.uint64(high), np.uint64(0), np.uint64(tag)
-    k0, k1 = np.uint64(k0), np.uint64(k1)
+    """``noise.philox`` at the counter (low, high, 0, tag): four 32-bit words.
+
+    All are unsigned, so that it is compiled once.
+    """
+    c0, c1, c2, c3 = low, high, np.uint64(0), tag
     for _ in range(10):
         p0, p1 = c0 * _M0, c2 * _M1
         c0, c1, c2, c3 = (p1 >> _HALF) ^ c1 ^ k0, p1 & _MASK, (p0 >> _HALF) ^ c3 ^ k1, p0 & _MASK
@@ -38,7 +40,8 @@ def generate(key: Any, count: int, low: int, high: int, tag: int, out: Any) -> N
     """Words at each of ``count`` counters from ``low`` on, for every chain's key: (C, count, 4)."""
     for chain in range(key.shape[0]):
         for i in range(count):
-            words = _philox(key[chain, 0], key[chain, 1], low + i, high, tag)
+            k0, k1 = np.uint64(key[chain, 0]), np.uint64(key[chain, 1])
+            words = _philox(k0, k1, np.uint64(low + i), np.uint64(high), np.uint64(tag))
             out[chain, i, 0], out[chain, i, 1] = words[0], words[1]
             out[chain, i, 2], out[chain, i, 3] = words[2], words[3]
 
@@ -46,7 +49,8 @@ def generate(key: Any, count: int, low: int, high: int, tag: int, out: Any) -> N
 @compiled
 def folded(k0: Any, k1: Any, number: int) -> Any:
     """The key of ``fold(number)``."""
-    words = _philox(k0, k1, number & 0xFFFFFFFF, (number >> 32) & 0xFFFFFFFF, FOLD)
+    low, high = np.uint64(number & 0xFFFFFFFF), np.uint64((number >> 32) & 0xFFFFFFFF)
+    words = _philox(k0, k1, low, high, np.uint64(FOLD))
     return words[0], words[1]
 
 
@@ -58,6 +62,11 @@ def _word(words: Any, lane: int) -> Any:
 
 
 @compiled
+def _words(k0: Any, k1: Any, counter: int) -> Any:
+    return _philox(k0, k1, np.uint64(counter), np.uint64(0), np.uint64(0))
+
+
+@compiled
 def _unit(word: Any, bits: int) -> float:
     return (np.float64(word >> np.uint64(32 - bits)) + 0.5) * 2.0**-bits
 
@@ -65,24 +74,24 @@ def _unit(word: Any, bits: int) -> float:
 @compiled
 def uniform(k0: Any, k1: Any, index: int, bits: int) -> float:
     """Number ``index`` of ``Noise.uniform``; ``bits`` is 32 in double, 23 in single precision."""
-    return _unit(_word(_philox(k0, k1, index >> 2, 0, 0), index & 3), bits)
+    return _unit(_word(_words(k0, k1, index >> 2), index & 3), bits)
 
 
 @compiled
 def normals(k0: Any, k1: Any, first: int, count: int, bits: int, out: Any) -> None:
     """Numbers ``first``, ``first`` + 1, ... of the ``count`` of ``Noise.normal``: fills ``out``."""
     half = (count + 1) // 2
-    radii = angles = _philox(k0, k1, 0, 0, 0)
-    at = other = -1
+    radii = angles = _words(k0, k1, 0)
+    at = other = 0
     for i in range(len(out)):
         index = first + i
         pair = index if index < half else index - half
         if pair >> 2 != at:
             at = pair >> 2
-            radii = _philox(k0, k1, at, 0, 0)
+            radii = _words(k0, k1, at)
         if (half + pair) >> 2 != other:
             other = (half + pair) >> 2
-            angles = _philox(k0, k1, other, 0, 0)
+            angles = _words(k0, k1, other)
         radius = np.sqrt(-2 * np.log(_unit(_word(radii, pair & 3), bits)))
         angle = 2 * np.pi * _unit(_word(angles, (half + pair) & 3), bits)
         out[i] = radius * (np.cos(angle) if index < half else np.sin(angle))

@@ -3,6 +3,7 @@
 from numba import carray, cfunc, types
 
 from inference.native import Native
+from inference.target import Target
 
 
 def _signature(real):
@@ -64,3 +65,14 @@ def normal(dim, real=types.float64):
 
 def broken(dim, real=types.float64):
     return native(_broken, real, dim)
+
+
+def serve(monkeypatch, density, dim):
+    """Targets of so many dimensions have that C function."""
+    own = Target.native
+
+    def given(self, x):
+        own(self, x)  # which looks at the clock
+        return density if self.dim == dim else None
+
+    monkeypatch.setattr(Target, "native", given)

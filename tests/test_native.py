@@ -1,15 +1,25 @@
 """Densities that are C functions: the same trajectories and draws as by torch."""
 
+import os
+import signal
+import threading
+
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from numba import types
 
-from inference import HMC, Target
+from inference import HMC, NUTS, Target, Until, fit, nuts_cpu, stopping
 from inference.hmc import Phase, leapfrog, trajectory
+from inference.recording import Recorder
 from inference.sampling import Tuning
-from ppl_models import Noise
+from ppl_models import Noise, noise_cpu
+from ppl_models.errors import EngineError
 from tests import natives
-from tests.test_laws import DIM, SCALES, quartic
+from tests.test_laws import DIM, SCALES, quartic, stepped
+
+pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
 
 REALS = {torch.float64: types.float64, torch.float32: types.float32}
 
@@ -61,3 +71,105 @@ def test_hmc_refuses_points_where_a_c_function_is_not_a_number(monkeypatch):
         assert bool((state.x[:, 0] <= 1).all())
         moved += int(info.statistics["diverging"].sum())
     assert moved > 50  # of 2000
+
+
+def test_nuts_never_goes_where_a_c_function_is_not_a_number(monkeypatch):
+    target = with_native(
+        Target(lambda x: -0.5 * (x**2).sum(), 2, tier="traced"), natives.broken(2), monkeypatch
+    )
+    noise = Noise.seeded(1, 50)
+    tuning = Tuning(torch.full((50,), 0.3).double(), torch.ones(2).double())
+    engine = NUTS()
+    first = engine.randomness(target, noise.fold(2), 1)[0]
+    state = engine.init(target, -noise.fold(0).uniform(2), tuning, first)
+    _, found = stepped(engine, target, state, tuning, noise.fold(1), 300)
+    x = torch.cat([own["x"] for own in found])
+    assert bool(torch.isfinite(x).all())
+    assert 0.9 < float(x[:, 0].max()) <= 1
+    assert 100 < sum(int(own["diverging"].sum()) for own in found) < len(x) / 2
+
+
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("count", [1, 2, 7, 320])
+def test_numbers_one_at_a_time_are_those_of_the_stream(dtype, count):
+    noise = Noise.seeded(3, 2, dtype=dtype).fold(5)
+    bits = 32 if dtype == torch.float64 else 23
+    normal, uniform = noise.normal(count), noise.uniform(count)
+    for c, (k0, k1) in enumerate(noise.key.numpy().astype("uint64")):
+        units = [noise_cpu.uniform(k0, k1, i, bits) for i in range(count)]
+        assert units == uniform[c].tolist()
+        for first in {0, count // 3, count - 1}:
+            found = torch.empty(count - first, dtype=dtype)
+            noise_cpu.normals(k0, k1, first, count, bits, found.numpy())
+            torch.testing.assert_close(found, normal[c, first:])
+
+
+def test_blocks_of_steps_follow_one_another():
+    step, number = 0, 0
+    while step < 300:
+        found, start, length = noise_cpu.block_of(step)
+        assert (found, start) == (number, step)
+        assert all(
+            noise_cpu.block_of(k) == (found, start, length) for k in range(step, step + length)
+        )
+        step, number = step + length, number + 1
+    assert length == 64
+
+
+def normals():
+    pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
+@pytest.mark.parametrize("native", [False, True])
+@pytest.mark.parametrize("dtype", REALS)
+@pytest.mark.parametrize("engine", [NUTS, HMC])
+def test_where_a_run_is_cut_changes_nothing(engine, dtype, native, monkeypatch):
+    if native:
+        natives.serve(monkeypatch, natives.normal(3, REALS[dtype]), 3)
+    engine = engine(chains=3, warmup=60, draws=90, thin=2, tier="traced")
+    drawn = []
+    for look, room in ((0.0, 1 << 24), (1e3, 1 << 24), (1e3, 3000)):
+        monkeypatch.setattr(stopping, "LOOK", look)
+        monkeypatch.setattr(nuts_cpu, "_ROOM", room)
+        drawn.append(fit(normals, {}, engine, dtype=dtype).posterior.unconstrained)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+
+
+def test_a_block_holds_a_bounded_number_of_transitions(monkeypatch):
+    monkeypatch.setattr(nuts_cpu, "_ROOM", 10_000)
+    target = with_native(Target(quartic, DIM, tier="traced"), natives.quartic(), monkeypatch)
+    noise, x = Noise.seeded(0, 4), torch.zeros(4, DIM).double()
+    tuning = Tuning(torch.full((4,), 0.3).double(), torch.ones(DIM).double())
+    engine = NUTS()
+    state = engine.init(target, x, tuning, engine.randomness(target, noise, 1)[0])
+    history = engine.block(target, state, tuning, noise, 0, 10**9).history
+    assert 20 < len(history.done) < 40
+    assert history.done.sum(0).max() == len(history.done)
+
+
+def test_chains_of_a_c_function_stop_when_their_time_is_over(monkeypatch):
+    natives.serve(monkeypatch, natives.normal(3), 3)
+    fit(normals, {}, NUTS(warmup=5, draws=5, tier="traced"))  # what is compiled at a first run
+    endless = NUTS(warmup=20, draws=10**8, thin=100, tier="traced")
+    fitted = fit(normals, {}, endless, until=Until(seconds=4))
+    assert [f.severity for f in fitted.findings if f.name == "seconds"] == ["warning"]
+    with pytest.raises(EngineError, match=r"0.2 s were over before .* give more seconds"):
+        fit(normals, {}, NUTS(warmup=10**9, tier="traced"), until=Until(seconds=0.2))
+
+
+def test_ctrl_c_while_a_c_function_is_called_keeps_what_there_is(monkeypatch):
+    natives.serve(monkeypatch, natives.normal(3), 3)
+    own, timers = Recorder.flush, []
+
+    def flush(self):
+        own(self)
+        if self.draws > 100 and not timers:
+            arguments = (os.getpid(), signal.SIGINT)
+            timers.append(threading.Timer(0.05, os.kill, arguments))
+            timers[0].start()
+
+    monkeypatch.setattr(Recorder, "flush", flush)
+    fitted = fit(normals, {}, NUTS(warmup=50, draws=10**8, tier="traced"))
+    assert [f.severity for f in fitted.findings if f.name == "interrupted"]
+    assert 100 < fitted.posterior.unconstrained.shape[1] < 10**8

@@ -43,6 +43,7 @@ from inference.recording import Recorder
 from inference.run_store import RunStore
 from ppl_models import GaussianMixture, LatentDirichletAllocation, LogisticRegression, NormalPrior
 from ppl_models.errors import EngineError
+from tests import natives
 
 pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
 
@@ -67,6 +68,10 @@ def switching(y):
     pyro.deterministic("gap", mu[1] - mu[0])
 
 
+def normals():
+    pyro.sample("x", dist.Normal(torch.zeros(3), 1.0).to_event(1))
+
+
 SHORT = {"chains": 3, "warmup": 40, "draws": 100, **TRACED}
 RUNS = {
     "nuts": (LogisticRegression(), DATA, NUTS(**SHORT)),
@@ -80,6 +85,7 @@ RUNS = {
     "gibbs": (LogisticRegression(), DATA, Gibbs(chains=3, warmup=5, draws=60, thin=2)),
     "gibbs, mixture": (GaussianMixture(2), POINTS, Gibbs(chains=2, warmup=5, draws=50)),
     "gibbs, topics": (LatentDirichletAllocation(2), WORDS, Gibbs(chains=2, warmup=5, draws=50)),
+    "nuts, C function": (normals, {}, NUTS(**SHORT, thin=2)),
     "discrete sites": (switching, {"y": [-1.0, 0.8, 1.2]}, NUTS(**SHORT)),
 }
 
@@ -137,7 +143,11 @@ STOPS = [("save", 1, True), ("save", 3, True), ("write", 2, False)]
 def test_a_run_that_was_stopped_goes_on_to_the_same_draws(name, tmp_path, monkeypatch):
     if name == "nuts, tensors":
         monkeypatch.setattr(nuts_cpu, "usable", lambda device: False)
-    whole = fit(*RUNS[name], seed=2).posterior
+    if name == "nuts, C function":
+        natives.serve(monkeypatch, natives.normal(3), 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(stopping, "LOOK", 1e3)
+        whole = fit(*RUNS[name], seed=2).posterior
     stopped = with_stops(monkeypatch, tmp_path / "run.zarr", name, STOPS)
     assert same(stopped, whole)
     assert stopped.attributes == whole.attributes
