@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-_SMALL, _LARGE = ("oring", "eight_schools"), ("mixture", "hierarchical", "logistic")
-_ALL = _SMALL + _LARGE
+SMALL, _LARGE = ("oring", "eight_schools"), ("mixture", "hierarchical", "logistic")
+_ALL = SMALL + _LARGE
 
 
 class Goal(NamedTuple):
@@ -23,11 +23,11 @@ class Goal(NamedTuple):
 
 
 GOALS = [
-    Goal("without compiling", "ess_per_s_run", "cold", _SMALL, (4,),
+    Goal("without compiling", "ess_per_s_run", "cold", SMALL, (4,),
          {"pyro": 500, "numpyro": 50, "numpyro-jit": 3, "nutpie": 1.5}),
     Goal("without compiling", "ess_per_s_run", "cold", _LARGE, (4,),
          {"pyro": 30, "numpyro": 2, "numpyro-jit": 1.5, "nutpie": 1.5}),
-    Goal("without compiling", "ess_per_s_run", "cold", _SMALL, (64,),
+    Goal("without compiling", "ess_per_s_run", "cold", SMALL, (64,),
          {"numpyro": 50, "numpyro-jit": 5, "nutpie": 2}),
     Goal("everything, empty cache", "ess_per_s", "cold", _ALL, (4, 64),
          {"pyro": 5, "numpyro": 2, "numpyro-jit": 2, "nutpie": 1}),
@@ -78,7 +78,7 @@ def _row(
         "least": found.min(),
         "most": found.max(),
         "goal": times,
-        "verdict": "met" if ratio >= times else f"missed by {times / ratio:.2g} x",
+        "verdict": "met" if ratio >= times else f"missed by {times / ratio:.3g} x",
         "draws_alone": alone,
         "float32": ratios(goal.measure, "float32").median(),
     }

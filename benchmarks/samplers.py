@@ -13,10 +13,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import pandas as pd
 import typer
 
-from benchmarks.goals import verdicts
+from benchmarks.goals import GOALS, SMALL, verdicts
 from benchmarks.judge import agreement, reliability
 from benchmarks.measure import Job
 from benchmarks.posteriors import POSTERIORS
@@ -54,7 +55,7 @@ def contenders(peers: str, tiers: str, python: str, *, single: bool) -> list[Con
             typer.echo(f"{name}: {python} cannot import it; see benchmarks/README.md", err=True)
             continue
         rows.append(row)
-        if row.cache == "cold":
+        if row.cache == "cold" and name in GOALS[-1].times:  # else no goal asks for it
             rows.append(replace(row, cache="warm"))
         if single and row.module in _SINGLE:
             rows.append(replace(row, precision="float32"))
@@ -65,9 +66,9 @@ def run(row: Contender, job: Job, python: str, folder: Path) -> dict[str, Any]:
     """One measurement, judged; without figures where it failed."""
     cache = folder / f"{row.name}-{row.precision}"
     one = replace(job, contender=row.module, variant=row.variant, precision=row.precision)
-    # what a second call alone can tell is the same with either cache
-    one = replace(one, again=row.cache == "cold")
-    found = asdict(one) | asdict(row) | {"contender": row.name}
+    # what further calls alone can tell is the same with either cache; of draws alone once will do
+    one = replace(one, again=0 if row.cache == "warm" else 1 + (job.seed == 0))
+    found = asdict(one) | asdict(row) | {"contender": row.name} | dict.fromkeys(_MEASURES, np.nan)
     taken, draws = run_fresh(row, one, python, cache)
     if not taken:
         return found
@@ -115,7 +116,11 @@ def main(
     repeats: int = 5,
     threads: Annotated[int, typer.Option(help="of torch in the suite")] = 1,
     pyro_chains: Annotated[int, typer.Option(help="Pyro's, with the first of --chains")] = 1,
-    single: Annotated[bool, typer.Option(help="also JAX's own precision, float32")] = True,
+    pyro_draws: Annotated[
+        int, typer.Option(help="Pyro's, and its warm-up, on the larger posteriors")
+    ] = 250,
+    pyro_repeats: Annotated[int, typer.Option(help="the rounds that Pyro takes part in")] = 5,
+    single: Annotated[bool, typer.Option(help="also JAX's own precision, float32")] = False,
     out: Annotated[Path, typer.Option(help="folder for the tables")] = Path("build/benchmarks"),
 ) -> None:
     """Measure, print medians and verdicts, and save these and every run as CSV."""
@@ -127,18 +132,21 @@ def main(
         typer.echo(f"the suite's numba functions, once per installation: {once:.1f} s")
     for name in posteriors.split(","):
         for i, count in enumerate(int(word) for word in chains.split(",")):
-            # Pyro draws its chains in turn: with more of them its ESS/s would be the same
-            entered = [row for row in rows if i == 0 or row.module != "pyro"]
             for seed in range(repeats):
+                # Pyro draws its chains in turn: with more of them its ESS/s would be the same
+                pyro = i == 0 and seed < pyro_repeats
                 with tempfile.TemporaryDirectory() as folder:
-                    for row in entered:
-                        number = pyro_chains if row.module == "pyro" else count
+                    for row in (row for row in rows if pyro or row.module != "pyro"):
                         job = Job(
-                            name, row.module, row.variant, row.precision, number, warmup, draws,
+                            name, row.module, row.variant, row.precision, count, warmup, draws,
                             seed, threads if row.ours else None,
                         )  # fmt: skip
+                        if row.module == "pyro":
+                            job = replace(job, chains=pyro_chains)
+                            if name not in SMALL:
+                                job = replace(job, warmup=pyro_draws, draws=pyro_draws)
                         result = run(row, job, peers_python, Path(folder))
-                        results.append(result | {"chains": count, "chains_run": number})
+                        results.append(result | {"chains": count, "chains_run": job.chains})
             out.mkdir(parents=True, exist_ok=True)  # what there is, should the rest not finish
             pd.DataFrame(results).to_csv(out / "runs.csv", index=False)
     runs = pd.DataFrame(results)

@@ -53,6 +53,8 @@ def _called(program: Any, data: dict[str, Any], job: Job) -> Run:
     jax.config.update("jax_enable_compilation_cache", False)  # off by default
     compilation_cache.reset_cache()
     run_s = timed(job.seed + 1_000)
+    if job.again == 1:
+        return Run(draws, total, run_s)
     mcmc.post_warmup_state = mcmc.last_state  # from here on no warm-up
     sampling = timed(job.seed + 2_000)
     steps = np.asarray(mcmc.get_extra_fields()["num_steps"])
