@@ -15,7 +15,6 @@ from torch import Tensor
 
 from inference.padded import Density
 
-_EVALUATIONS = 200  # batched, of a whole climb
 _SHORTER = 12  # times that a step may be shortened, to a quarter each
 _ARMIJO = 1e-4
 _EXACT, _LONGER = 0.1, 10.0  # slope left after a step, of that before; times a step is prolonged
@@ -78,12 +77,13 @@ def climb(
     scale: Tensor,
     inverse: Inverse | None = None,
     watch: Watch | None = None,
+    most: int = 200,
 ) -> Climbed:
     """Ascend the log density from every row of ``x`` (P, D), in units of ``scale`` (D,).
 
     A climb has arrived where twice in a row the next step promises g^T H g / 2 < 1e-6 nats, H being
-    the inverse Hessian so far. One that has not after 200 evaluations may be on its way to
-    infinity. Starting points without a finite density stay where they are and do not arrive.
+    the inverse Hessian so far. One that has not after ``most`` evaluations may be on its way
+    to infinity. Starting points without a finite density stay where they are and do not arrive.
 
     Args:
         target: the log density.
@@ -92,6 +92,7 @@ def climb(
         inverse: the inverse Hessians at the beginning, by default the matrices diag(scale^2).
         watch: called after each step with the numbers of the points that moved or stopped in it,
             (Q,), where they are and their gradients, (Q, D), and their inverse Hessians.
+        most: evaluations of a whole climb, each of all points.
     """
     number = len(x)
     unknown = x.new_full((number,), -torch.inf)
@@ -106,7 +107,7 @@ def climb(
     before = torch.full_like(value, torch.inf)
     fresh = torch.ones(len(left), dtype=torch.bool, device=x.device)
     spent = 1
-    while len(left) and spent < _EVALUATIONS:
+    while len(left) and spent < most:
         direction = inverse.times(gradient)
         longest = torch.where(fresh, _FIRST, torch.inf)[:, None]
         length = (direction / scale).norm(dim=-1, keepdim=True).clamp(min=1e-300)

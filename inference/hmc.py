@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference import leapfrog_cpu
+from inference.pathfinder import Starts
 from inference.sampling import Info, Randomness, Sampler, Tuning
 from inference.target import Target
 from inference.warmup import Mass, MassChoice, resolve, stretch, whiten
@@ -104,6 +105,9 @@ class HMC(Sampler):
         mass: which covariance warm-up learns: "diagonal", "dense", or "auto": dense up to 30
             dimensions, where the draws of all chains together determine it well.
         jitter: relative half-width of the step size's uniform factor.
+        starts: where chains begin: "uniform" on (-2, 2), or "pathfinder": each at a draw of the
+            normal along an optimisation path of its own, with the scale of the best of these
+            normals. It spares most of the gradients of warm-up's early windows.
     """
 
     steps: int = 16
@@ -111,6 +115,7 @@ class HMC(Sampler):
     target_acceptance: float = 0.8
     mass: MassChoice = "auto"
     jitter: float = 0.2
+    starts: Starts = "uniform"
 
     uniforms: ClassVar[int] = 2
     target_acceptance_rate: ClassVar[float | None] = 0.8
@@ -118,7 +123,7 @@ class HMC(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(steps=1, jitter=0)
-        self.one_of(mass=("auto", "diagonal", "dense"))
+        self.one_of(mass=("auto", "diagonal", "dense"), starts=("uniform", "pathfinder"))
         self.positive("step_size")
         self.positive("target_acceptance", below=1)
         if self.jitter >= 1:
@@ -126,6 +131,10 @@ class HMC(Sampler):
 
     def evaluations(self) -> int:
         return (self.warmup + self.draws) * self.steps
+
+    @property
+    def warm(self) -> bool:
+        return self.starts == "pathfinder"
 
     def mass_matrix(self, dim: int) -> Mass:
         return resolve(self.mass, dim)

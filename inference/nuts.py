@@ -18,6 +18,7 @@ from inference import nuts_cpu
 from inference.chain_count import chain_count
 from inference.engine import Problem
 from inference.hmc import DIVERGENCE, Phase, leapfrog, reasonable_step_size
+from inference.pathfinder import Starts
 from inference.sampling import Block, Info, Randomness, Sampler, Tuning
 from inference.stopping import Until
 from inference.target import Target
@@ -80,6 +81,9 @@ class NUTS(Sampler):
         mass: which covariance warm-up learns: "diagonal", "dense", or "auto": dense up to 30
             dimensions, where the draws of all chains together determine it well.
         step_size: fixed where given; else adapted.
+        starts: where chains begin: "uniform" on (-2, 2), or "pathfinder": each at a draw of the
+            normal along an optimisation path of its own, with the scale of the best of these
+            normals. It spares most of the gradients of warm-up's early windows.
     """
 
     chains: int | Literal["auto"] = 4  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -87,6 +91,7 @@ class NUTS(Sampler):
     max_depth: int = 10
     mass: MassChoice = "auto"
     step_size: float | None = None
+    starts: Starts = "uniform"
 
     chooses_chains: ClassVar[bool] = True
     uniforms: ClassVar[int] = 3
@@ -95,7 +100,7 @@ class NUTS(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(max_depth=1)
-        self.one_of(mass=("auto", "diagonal", "dense"))
+        self.one_of(mass=("auto", "diagonal", "dense"), starts=("uniform", "pathfinder"))
         self.positive("step_size")
         self.positive("target_acceptance", below=1)
 
@@ -118,6 +123,10 @@ class NUTS(Sampler):
 
     def evaluations(self) -> int:
         return (self.warmup + self.draws) * self.thin * 16
+
+    @property
+    def warm(self) -> bool:
+        return self.starts == "pathfinder"
 
     def mass_matrix(self, dim: int) -> Mass:
         return resolve(self.mass, dim)

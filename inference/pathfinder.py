@@ -8,10 +8,11 @@ All paths step, and all normals are judged, in batches.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +21,15 @@ from inference.climb import Inverse, climb
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.importance import weighted
 from inference.padded import Density, Padded
+from inference.target import Target
 from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
 
+Starts = Literal["uniform", "pathfinder"]
+
+_MOST = 1000  # evaluations of a climb
+_HISTORY, _ELBO_DRAWS = 60, 25
+_NEAR = 1.0  # nats of ELBO below the best normal that others may be to count for the scale
 _CALLS = 100  # batched evaluations of a climb, roughly: a hint for the compiler
 _CAUCHY = 0.2
 """The share of proposals with a Cauchy's tails: a posterior that reaches beyond the normals shows
@@ -136,6 +143,15 @@ class Normals(NamedTuple):
         diagonal = self.factor.diagonal(dim1=-2, dim2=-1)
         return squares, (self.root.log().sum(-1) + diagonal.log().sum(-1))[:, None]
 
+    def covariance(self, *, dense: bool) -> Tensor:
+        """Of a single path: (D, D), or its diagonal (D,)."""
+        basis, wide = self.basis[0], self.basis[0] @ self.factor[0]
+        if not dense:
+            change = wide.square().sum(-1) - basis.square().sum(-1)
+            return self.root[0].square() * (1 + change)
+        inner = torch.eye(len(basis)).to(basis) + wide @ wide.T - basis @ basis.T
+        return self.root[0, :, None] * inner * self.root[0]
+
     def at(self, paths: Tensor) -> Normals:
         """Those of some of the paths."""
         return Normals(*(part[paths] for part in self))
@@ -184,13 +200,34 @@ def find(
     Raises ``ModelError`` where no normal of any path has a finite ELBO.
     """
     paths = Paths(judged, x, noise.normal(elbo_draws, x.shape[1]), history)
-    climb(climbed, x, torch.ones_like(x[0]), Factors.unit(x, history), paths.watch)
+    climb(climbed, x, torch.ones_like(x[0]), Factors.unit(x, history), paths.watch, _MOST)
     if not bool(torch.isfinite(paths.elbo).any()):
         raise ModelError(
             "Pathfinder found no normal approximation with a finite ELBO on any path: the log "
             "density is not finite around them; check the supports of the priors, or use NUTS"
         )
     return paths
+
+
+@torch.no_grad()
+def warm_start(target: Target, x: Tensor, noise: Noise, *, dense: bool) -> tuple[Tensor, Tensor]:
+    """Where chains may begin, and a scale S for them: (C, D), and (D, D) or (D,).
+
+    A path leads from each row of ``x`` (C, D), and a chain begins at a draw of the best normal of
+    its own path: chains whose paths end in different modes begin there, and their starting points
+    are as spread as the posterior where the normals fit. Those without one begin where they were.
+    The scale is that of the average covariance of the best normals.
+    """
+    density = Padded(target, x, len(x))
+    paths = find(density, density, x, noise.fold(0), _HISTORY, _ELBO_DRAWS)
+    begin = paths.normals.draws(noise.fold(1).normal(1, x.shape[1]))[:, 0]
+    value, gradient = target.log_density_and_grad(begin)
+    good = torch.isfinite(paths.elbo) & torch.isfinite(value) & torch.isfinite(gradient).all(-1)
+    near = (paths.elbo > paths.elbo.max() - _NEAR).nonzero()[:, 0]
+    every = (paths.normals.at(one).covariance(dense=dense) for one in near.split(1))
+    mean = functools.reduce(torch.add, every) / len(near)
+    scale = torch.linalg.cholesky(mean) if dense else mean.sqrt()
+    return torch.where(good[:, None], begin, x).contiguous(), scale.contiguous()
 
 
 @dataclass(frozen=True)
@@ -217,8 +254,8 @@ class Pathfinder(Engine):
     paths: int = 8
     proposals: int = 4000
     draws: int = 1000
-    history: int = 30
-    elbo_draws: int = 25
+    history: int = _HISTORY
+    elbo_draws: int = _ELBO_DRAWS
     tier: TierChoice = "auto"
 
     stops_at: ClassVar[tuple[str, ...]] = ("seconds",)

@@ -135,9 +135,11 @@ class RowWise(Engine):
 
 def check_sampler(engine: str, name: str, sampler: Any) -> None:
     """Refuse what cannot run on rows. Raises ``EngineError``."""
-    if not isinstance(sampler, Sampler) or getattr(sampler, "proposal", None) is not None:
+    usable = isinstance(sampler, Sampler) and getattr(sampler, "proposal", None) is None
+    if not usable or sampler.warm:
         raise EngineError(
-            f"{engine}({name}={sampler!r}): give a sampler such as NUTS(chains=4), without proposal"
+            f"{engine}({name}={sampler!r}): give a sampler such as NUTS(chains=4), without "
+            "proposal, from uniform starts"
         )
     if sampler.chains == "auto":
         raise EngineError(

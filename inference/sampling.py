@@ -19,6 +19,7 @@ from torch import Tensor
 from inference import warmup
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding, interrupted
+from inference.pathfinder import warm_start
 from inference.program import Program
 from inference.recording import Chunk, Columns, Recorder, chunk_size, earlier_seconds
 from inference.stopping import Pace, after, following
@@ -183,6 +184,11 @@ class Sampler(Engine):
         """Where the chains begin: (C, D)."""
         return target.start(noise)
 
+    @property
+    def warm(self) -> bool:
+        """Whether paths to the posterior's mass come before warm-up (``pathfinder.warm_start``)."""
+        return False
+
     def mass_matrix(self, dim: int) -> Mass | None:
         """Which covariance warm-up learns; None for a kernel without a scale."""
         return "diagonal"
@@ -305,7 +311,8 @@ class Sampler(Engine):
         self, target: Target, x: Tensor, noise: Noise, problem: Problem
     ) -> tuple[Tensor, Tuning, int]:
         """Where the chains are after warm-up from ``x`` (C, D), what it learnt, and its steps."""
-        windows, before = warmup.windows(self.warmup), earlier_seconds(problem.records.saved())
+        windows = warmup.windows(self.warmup, warm=self.warm)
+        before = earlier_seconds(problem.records.saved())
         begin, pace = time.perf_counter(), Pace()
         at = self._adapting(target, x, noise, problem)
         while at.window < len(windows):
@@ -333,9 +340,11 @@ class Sampler(Engine):
         scale = torch.ones(target.dim, dtype=x.dtype, device=x.device)
         if mass == "dense":
             scale = torch.diag(scale)
+        saved = problem.records.saved()
+        if self.warm and saved is None:
+            x, scale = warm_start(target, x, noise.fold(3), dense=mass == "dense")
         ones = torch.ones(len(x), dtype=x.dtype, device=x.device)
         tuning = Tuning(ones, scale, self.path(target.dim))
-        saved = problem.records.saved()
         if saved is None:
             first = self.first_step_size(target, x, tuning, noise.fold(0))
             tuning = tuning._replace(step_size=first.contiguous())
@@ -383,7 +392,8 @@ class Sampler(Engine):
         if at.averaging is not None:
             tuning = tuning.stepping(warmup.pooled_step(at.averaging, target.groups))
         if window.learns_scale and self.mass_matrix(target.dim) is not None:
-            learnt = warmup.scale(at.moments, settled=window.settled)
+            before = tuning.scale if window.settled or self.warm else None
+            learnt = warmup.scale(at.moments, settled=window.settled, before=before)
             tuning = tuning._replace(scale=learnt.contiguous())
         return self._window(target, at.state.x, tuning, at.window + 1, at.steps, noise)
 

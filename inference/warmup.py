@@ -34,8 +34,10 @@ class Window(NamedTuple):
     settled: bool = False  # late enough to take chains for samples of the posterior
 
 
-def windows(warmup: int) -> list[Window]:
+def windows(warmup: int, *, warm: bool = False) -> list[Window]:
     """Slow windows of 5, 5, 5, 5, 10, 15, 25, 50, 100, 200, ... transitions, then a fast one.
+
+    After a warm start they begin with 25: fewer draws would tell less than what is known.
 
     Unlike Stan, which spends 75 transitions on the step size before it learns a scale, every window
     but the last learns one, pooled over chains and replaced by the next: draws on their way to the
@@ -49,7 +51,7 @@ def windows(warmup: int) -> list[Window]:
         return [Window(warmup, False)]
     last = min(50, warmup // 10)
     left, length = warmup - last, 0
-    plan, starts = [], [5, 5, 5, 5, 10, 15, 25]
+    plan, starts = [], [25] if warm else [5, 5, 5, 5, 10, 15, 25]
     while left > 0:
         length = starts.pop(0) if starts else 2 * length
         following = starts[0] if starts else 2 * length
@@ -158,8 +160,10 @@ def merged(state: Moments, rows: Tensor, done: Tensor) -> Moments:
     return Moments(total, state.mean + shift * share, scatter)
 
 
-def scale(state: Moments, *, settled: bool) -> Tensor:
+def scale(state: Moments, *, settled: bool, before: Tensor | None = None) -> Tensor:
     """A square root S of the covariance, S S^T, shrunk to 1e-3 I as in Stan: (D,) or (D, D).
+
+    With the scale ``before``, it is shrunk to 1e-3 of that instead, whatever the units.
 
     Before chains have settled, that of all draws about their common mean: where chains are tells
     more than how far each has come. After, the draws of each about its own mean, so that chains in
@@ -179,9 +183,11 @@ def scale(state: Moments, *, settled: bool) -> Tensor:
         freedom = n - 1
     shrunk = n / (n + 5.0) * scatter / max(freedom, 1.0)
     floor = 1e-3 * 5.0 / (n + 5.0)
+    if before is None:
+        before = torch.eye(len(shrunk)).to(shrunk) if dense else torch.ones_like(shrunk)
     if not dense:
-        return (shrunk + floor).sqrt()
-    return _factor(shrunk + floor * torch.eye(len(shrunk)).to(shrunk))
+        return (shrunk + floor * before.square()).sqrt()
+    return _factor(shrunk + floor * before @ before.T)
 
 
 def _factor(covariance: Tensor) -> Tensor:

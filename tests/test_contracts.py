@@ -359,6 +359,7 @@ def test_unknown_setting_is_an_error_that_names_it(engine):
         (lambda: NUTS(target_acceptance=1.5), "target_acceptance"),
         (lambda: NUTS(mass="full"), "mass='full'.*choose one of"),
         (lambda: HMC(steps=0), "steps=0"),
+        (lambda: HMC(starts="mode"), "starts='mode'.*choose one of 'uniform', 'pathfinder'"),
         (lambda: ChEES(chains=1), "chains=1.*at least 2"),
         (lambda: NUTS(chains="many"), "chains='many'.*at least 1"),
         (lambda: HMC(chains="auto"), "chains='auto'.*at least 1"),

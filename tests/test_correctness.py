@@ -76,6 +76,7 @@ CASES = {
         f"nuts-dense-{name}": Case(NUTS_DENSE, name)
         for name in ("correlated", "scaled", "bounded", "simplex", "conjugate", "oring")
     },
+    "nuts-warm-scaled": Case(dataclasses.replace(NUTS_DIAGONAL, starts="pathfinder"), "scaled"),
     "nuts-dense-labels": Case(dataclasses.replace(NUTS_DENSE, chains=32, draws=150), "labels"),
     "nuts-tensors-coarse-correlated": Case(NUTS_COARSE, "correlated", tensors=True),
     "nuts-tensors-coarse-bounded": Case(NUTS_COARSE, "bounded", tensors=True),

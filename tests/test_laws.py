@@ -207,6 +207,26 @@ def test_windows_grow_and_the_last_finds_the_step_size():
     assert [w.learns_scale for w in warmup.windows(1000)] == [True] * 11 + [False]
     assert [w.settled for w in warmup.windows(1000)] == [False] * 7 + [True] * 4 + [False]
     assert warmup.windows(0) == []
+    warm = [window.length for window in warmup.windows(1000, warm=True)]
+    assert warm == [25, 50, 100, 200, 575, 50]
+
+
+@pytest.mark.parametrize("mass", ["diagonal", "dense"])
+def test_a_scale_shrunk_to_that_before_does_not_depend_on_units(mass):
+    draws = torch.from_numpy(np.random.default_rng(4).normal(size=(30, 3, 4)))
+    units = torch.tensor([1e-4, 1.0, 1e3, 7.0], dtype=torch.float64)
+    done = torch.ones(30, 3, dtype=torch.bool)
+    before = torch.diag(units) if mass == "dense" else units
+
+    def found(draws, before):
+        state = warmup.add(warmup.moments(mass, draws[0]), draws, done)
+        return warmup.scale(state, settled=True, before=before)
+
+    plain = found(draws, before / units)
+    scaled = found(draws * units, before)
+    torch.testing.assert_close(
+        scaled, plain * (units[:, None] if mass == "dense" else units), rtol=1e-10, atol=0
+    )
 
 
 @pytest.mark.parametrize("goal", [0.234, 0.6, 0.8, 0.95])

@@ -15,9 +15,9 @@ import torch
 from scipy import stats
 from torch.distributions import MultivariateNormal, kl_divergence
 
-from inference import Pathfinder, Target, Until, fit
+from inference import HMC, NUTS, Pathfinder, RowWise, Target, Until, fit
 from inference.climb import Matrices, climb
-from inference.pathfinder import Factors, Normals, find
+from inference.pathfinder import Factors, Normals, find, warm_start
 from ppl_models import EngineError, LogisticRegression, ModelError, Noise
 from tests.statistics import quiet
 
@@ -193,6 +193,60 @@ def test_climbs_by_factors_and_by_matrices_reach_the_same_mode():
     assert bool((dense.arrived & sparse.arrived).all())
     torch.testing.assert_close(dense.x, sparse.x, rtol=0, atol=1e-2)
     torch.testing.assert_close(dense.log_density, sparse.log_density, rtol=0, atol=1e-5)
+
+
+# -- as the beginning of chains -------------------------------------------------------------------
+
+
+def correlated():
+    pyro.sample("x", dist.MultivariateNormal(*gaussian(12)))
+
+
+@pytest.mark.parametrize("dense", [True, False])
+def test_chains_begin_as_spread_as_a_gaussian_and_with_its_scale(dense):
+    mean, covariance = gaussian(6)
+    target = Target(MultivariateNormal(mean, covariance).log_prob, 6, tier="eager")
+    noise = Noise.seeded(2, 100)
+    x, scale = warm_start(target, target.start(noise.fold(0)), noise.fold(1), dense=dense)
+    found = MultivariateNormal(mean, scale @ scale.T if dense else torch.diag(scale.square()))
+    exact = covariance if dense else torch.diag(covariance.diagonal())
+    assert float(kl_divergence(found, MultivariateNormal(mean, exact))) < 0.05
+    root = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(root, (x - mean).T, upper=False).T
+    product = white[:, :, None] * white[:, None, :]
+    wrong = (product.mean(0) - torch.eye(6, **REAL)) / product.std(0)
+    assert float(white.mean(0).abs().max()) < CRITICAL / 10
+    # the normals of paths are at most 0.1 nats from the posterior
+    assert float(wrong.abs().max()) < CRITICAL / 10 + 0.1
+
+
+def test_chains_begin_in_the_modes_where_their_paths_end():
+    program = quiet(modes, None, Pathfinder(draws=4, tier="traced")).program
+    target = Target(program.log_density, 1, tier="traced")
+    noise = Noise.seeded(0, 12)
+    x, _ = warm_start(target, target.start(noise.fold(0)), noise.fold(1), dense=False)
+    assert 0 < int((x > 0).sum()) < 12
+    fitted = quiet(modes, None, NUTS(chains=8, draws=100, starts="pathfinder", tier="traced"))
+    assert "r_hat" in [finding.name for finding in fitted.findings]
+
+
+@pytest.mark.parametrize("sampler", [NUTS, HMC])
+def test_a_warm_start_spares_gradients(sampler):
+    settings = {"warmup": 300, "draws": 20, "tier": "traced"}
+    found = [
+        quiet(correlated, None, sampler(**settings, starts=starts)).posterior.attributes
+        for starts in ("uniform", "pathfinder")
+    ]
+    if sampler is NUTS:
+        assert found[1]["warmup_steps"] < 0.6 * found[0]["warmup_steps"]
+    else:  # of fixed number
+        assert found[1]["warmup_steps"] == found[0]["warmup_steps"]
+        assert found[1]["step_size"] > 0.5
+
+
+def test_rows_do_not_begin_at_paths():
+    with pytest.raises(EngineError, match=r"without proposal, from uniform starts"):
+        RowWise(NUTS(starts="pathfinder"))
 
 
 def test_a_density_that_is_finite_almost_nowhere_is_an_error():

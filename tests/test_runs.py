@@ -76,6 +76,7 @@ SHORT = {"chains": 3, "warmup": 40, "draws": 100, **TRACED}
 RUNS = {
     "nuts": (LogisticRegression(), DATA, NUTS(**SHORT)),
     "nuts, dense and thinned": (LogisticRegression(), DATA, NUTS(**SHORT, mass="dense", thin=2)),
+    "nuts, warm": (LogisticRegression(), DATA, NUTS(**SHORT, starts="pathfinder")),
     "nuts, tensors": (LogisticRegression(), DATA, NUTS(chains=2, warmup=25, draws=50, **TRACED)),
     "hmc": (LogisticRegression(), DATA, HMC(**SHORT, steps=4)),
     "chees": (LogisticRegression(), DATA, ChEES(**{**SHORT, "warmup": 120})),
