@@ -93,11 +93,16 @@ class LowRank(Approximation):
         dim = len(self.loc)
         whitened = noise[:, :dim] + noise[:, dim:] @ self.factor.T
         w = self.loc + self.log_scale.exp() * whitened
-        q = torch.distributions.LowRankMultivariateNormal(
-            torch.zeros_like(self.loc), self.factor, torch.ones_like(self.loc)
-        )
         log_det = self.log_scale.sum() + self.frame.diagonal.log().sum()
-        return self.frame.centre + self.frame.diagonal * w, q.log_prob(whitened) - log_det
+        x = self.frame.centre + self.frame.diagonal * w
+        return x, self._log_normal(whitened) - log_det
+
+    def _log_normal(self, whitened: Tensor) -> Tensor:
+        """Log density of normal rows with covariance I + W W^T, by Woodbury's identity."""
+        one = torch.eye(self.factor.shape[1]).to(self.factor)
+        root = torch.linalg.cholesky(one + self.factor.T @ self.factor)
+        along = torch.linalg.solve_triangular(root, (whitened @ self.factor).T, upper=False)
+        return log_normal(whitened) + 0.5 * along.square().sum(0) - root.diagonal().log().sum()
 
 
 class Flow(Approximation):

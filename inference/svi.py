@@ -7,8 +7,8 @@ weights of models with independent rows (``HasRows``) are trained by minibatches
 
 from __future__ import annotations
 
-import copy
 import dataclasses
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,11 +27,14 @@ from inference.program import Program
 from inference.pyro_guide import PyroGuide
 from inference.row_svi import train_rows
 from inference.stopping import unfinished
+from inference.svi_steps import Compiled, Eager, Steps
 from inference.training import Settings
 from inference.training_step import Precision
 from inference.weights import Schedule
 from ppl_models.base import Data, HasGuide, HasRows
 from ppl_models.errors import EngineError, ModelError
+
+logger = logging.getLogger("inference")
 
 Guide = guides.Family | Literal["laplace"]
 NAMED = (*get_args(guides.Family), "laplace")
@@ -252,52 +255,43 @@ class SVI(Engine):
         self, objective: Ascent, problem: Problem
     ) -> tuple[list[float], int, bool, bool, list[Finding]]:
         """The ELBO by window, steps, whether it settled, whether time was over, findings."""
-        parameters = objective.parameters()
         rate = self.learning_rate or (_RATE_OF_FLOWS if self.guide in _FLOWS else _RATE)
-        decays, stale, rollbacks = 0, 0, 0
-        optimiser = self.optimiser(parameters, lr=rate)
-        saved = _snapshot(parameters, optimiser)
+        decays, stale, rollbacks, step = 0, 0, 0, 0
+        steps = self._steps(objective, problem, rate)
+        saved = steps.snapshot()
         elbos: list[float] = []
-        window: list[Tensor] = []
         best = -np.inf
-        for step in range(self.steps):
-            loss = objective.loss(step)
-            optimiser.zero_grad(set_to_none=True)
-            loss.backward()
-            optimiser.step()
-            window.append(loss.detach())
-            over = problem.clock.over
-            if len(window) < _WINDOW and step + 1 < self.steps and not over:
-                continue
-            values = -torch.stack(window).cpu().numpy()
-            window = []
-            weights_fine = all(bool(torch.isfinite(p).all()) for p in parameters)
-            if not (np.isfinite(values).all() and weights_fine):
+        while step < self.steps:
+            count = min(_WINDOW, self.steps - step)
+            values = -steps.take(step, count, lambda: problem.clock.over)
+            step += len(values)
+            over = len(values) < count or problem.clock.over
+            if not (np.isfinite(values).all() and steps.finite()):
                 rollbacks += 1
                 if rollbacks > _ROLLBACKS:
                     raise ModelError(
                         "the ELBO is not finite however small the steps; look for a site whose "
                         "log density is NaN near its prior's bulk, or lower learning_rate"
                     )
-                _restore(parameters, optimiser, saved)
+                steps.restore(saved)
                 rate /= 2
-                _set_rate(optimiser, rate)
+                steps.set_rate(rate)
                 if over:
-                    return elbos, step + 1, False, True, _rolled(rollbacks)
+                    return elbos, step, False, True, _rolled(rollbacks)
                 continue
-            saved = _snapshot(parameters, optimiser)
+            saved = steps.snapshot()
             elbos.append(float(values.mean()))
-            problem.report((step + 1) / self.steps, f"ELBO {elbos[-1]:.6g}")
+            problem.report(step / self.steps, f"ELBO {elbos[-1]:.6g}")
             error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
             stale = 0 if elbos[-1] > best + error else stale + 1
             best = max(best, elbos[-1])
             if self.plateau and stale >= _PATIENCE:
                 if decays == _DECAYS:
-                    return elbos, step + 1, True, False, _rolled(rollbacks)
+                    return elbos, step, True, False, _rolled(rollbacks)
                 decays, stale, rate, best = decays + 1, 0, rate / 10, -np.inf
-                _set_rate(optimiser, rate)
-            if over and step + 1 < self.steps:
-                return elbos, step + 1, False, True, _rolled(rollbacks)
+                steps.set_rate(rate)
+            if over and step < self.steps:
+                return elbos, step, False, True, _rolled(rollbacks)
         return elbos, self.steps, not self.plateau, False, _rolled(rollbacks)
 
     # -- internals -------------------------------------------------------------------------------
@@ -311,6 +305,16 @@ class SVI(Engine):
         if callable(name):
             return PyroGuide(problem, name, self.particles or _PARTICLES, self.batch_size)
         return Flat(problem, name, self)
+
+    def _steps(self, objective: Ascent, problem: Problem, rate: float) -> Steps:
+        """The steps in the fastest tier that there is."""
+        parameters = objective.parameters()
+        if self.optimiser is torch.optim.Adam and isinstance(objective, Flat):
+            steps = objective.compiled(problem, self, rate)
+            if steps is not None:
+                return steps
+        optimiser = self.optimiser(parameters, lr=rate)
+        return Eager(objective.loss, parameters, optimiser)
 
 
 _BY_ROWS = [f for f in dataclasses.fields(SVI) if f.name in _TRAINING]
@@ -328,8 +332,10 @@ class Flat:
             stepped = problem.target(engine.tier, engine.steps)
             self.target = stepped.uncompiled()  # of other numbers of points, each met once or twice
             self.evaluate = stepped.log_density_and_grad
+            self.compiles = stepped.writes_c()
         else:
             self.target = problem.target("traced", 0)
+            self.compiles = False
             self.minibatch = problem.program.minibatch(self.batch)
             self.subsampled = problem.subsampled(self.minibatch, self.particles)
         start = frame(self.target, problem.noise(4).fold(0))
@@ -347,6 +353,25 @@ class Flat:
         # a surrogate: its value is log p at x, its gradient that of log p through x
         log_p = value + (gradient * (x - x.detach())).sum(-1)
         return (log_q - log_p).mean()
+
+    def compiled(self, problem: Problem, engine: SVI, rate: float) -> Compiled | None:
+        """The steps of Adam as compiled loops, where they can be."""
+        if not self.compiles:
+            return None
+        try:
+            steps = Compiled(
+                self.family,
+                problem.program.log_density,
+                self.noise,
+                self.particles,
+                rate,
+                threads=torch.get_num_threads(),
+                calls=None if engine.tier == "compiled" else engine.steps,
+            )
+        except Exception as error:  # of any kind: steps by autograd serve
+            logger.debug("The steps are not compiled (%s).", error)
+            return None
+        return steps if steps.agrees(self.loss(0)) else None
 
     def draws(self, count: int) -> tuple[Tensor, Tensor]:
         x, log_q = self.family(self.noise.fold(2).normal(count, self.family.width)[0])
@@ -368,21 +393,3 @@ def _rolled(count: int) -> list[Finding]:
         return []
     text = f"the ELBO was not finite {count} times: steps were undone and the rate halved"
     return [Finding("rollbacks", "note", count, text)]
-
-
-def _snapshot(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer) -> Any:
-    values = [p.detach().clone() for p in parameters]
-    return values, copy.deepcopy(optimiser.state_dict())
-
-
-def _restore(parameters: list[nn.Parameter], optimiser: torch.optim.Optimizer, saved: Any) -> None:
-    values, state = saved
-    with torch.no_grad():
-        for parameter, value in zip(parameters, values, strict=True):
-            parameter.copy_(value)
-    optimiser.load_state_dict(copy.deepcopy(state))
-
-
-def _set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimiser.param_groups:
-        group["lr"] = rate

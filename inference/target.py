@@ -102,6 +102,11 @@ class Target:
         density = self._as_c(x)
         return None if density is None else density.native
 
+    def writes_c(self) -> bool:
+        """Whether the work ahead repays a C compiler, on this device."""
+        wanted = self.tier == "compiled" or (self.tier == "auto" and self.calls >= _REPAID)
+        return wanted and self.device.type == "cpu" and self._c.compiles
+
     def uncompiled(self) -> Target:
         """The same density, for numbers of points met too seldom to trace or compile for each.
 
@@ -167,7 +172,7 @@ class Target:
         """The density as a C function, where that is wanted and can be; it serves any chains."""
         if self.tier not in ("auto", "compiled") or self.device.type != "cpu":
             return None
-        if not self._c.tried and (self.tier == "compiled" or self.calls >= _REPAID):
+        if not self._c.tried and self.writes_c():
             self._c.density, self._c.tried = self._written_as_c(x), True
         return self._c.density
 
