@@ -39,7 +39,7 @@ def caches(folder: Path, *, ours: bool) -> dict[str, str]:
     """Environment variables that keep what each library's compiler leaves in the folder."""
     found = {
         "TORCHINDUCTOR_CACHE_DIR": str(folder / "inductor"),
-        "XDG_CACHE_HOME": str(folder / "xdg"),
+        "PPL_SUITE_CACHE": str(folder / "suite"),
     }
     if ours:  # numba's functions of the suite are no model's: compiled once per installation
         return found

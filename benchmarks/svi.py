@@ -109,7 +109,7 @@ def run(case: Case) -> dict[str, Any]:
     """The case in a process of its own."""
     command = [sys.executable, "-m", "benchmarks.svi", "--one", json.dumps(asdict(case))]
     with tempfile.TemporaryDirectory() as folder:
-        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "XDG_CACHE_HOME": folder}
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": folder, "PPL_SUITE_CACHE": folder}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         typer.echo(f"{case}: failed\n{done.stderr[-2000:]}", err=True)
