@@ -24,8 +24,10 @@ from inference.target import Target
 
 _CHOICES = tuple(2**k for k in range(2, 11))
 _EFFECTIVE = 0.5  # independent draws per draw of NUTS
-_STEP = 2e-6  # seconds of a step of NUTS beside the density
-_CHAIN, _NUMBER = 3e-7, 2e-9  # and of every chain in it: in all, and per entry of its scale
+# seconds of a step of NUTS beside the density, by ``benchmarks/driver.py``: around a C function or
+# not; and of every chain in it, for each dimension, and for each entry of a dense scale
+_STEP, _STEP_IN_PYTHON = 3e-7, 1e-5
+_CHAIN, _DIMENSION, _ENTRY = 1.2e-7, 7e-9, 5e-10
 _LAUNCH = 1e-5  # seconds of an operation on a GPU
 _MANY = 64  # chains at which the growth of the density's cost is looked at
 
@@ -56,7 +58,7 @@ def effective(until: Until) -> float:
 
 def seconds(problem: Problem, target: Target, *, dense: bool) -> tuple[float, float]:
     """Predicted seconds of a step: those that all chains share, and those of each."""
-    own = _CHAIN + _NUMBER * target.dim ** (2 if dense else 1)
+    own = _CHAIN + _DIMENSION * target.dim + (_ENTRY * target.dim**2 if dense else 0.0)
     x = torch.linspace(-0.7, 0.9, target.dim, dtype=target.dtype, device=target.device)
     points = x.repeat(_MANY, 1)
     with torch.no_grad():
@@ -66,7 +68,8 @@ def seconds(problem: Problem, target: Target, *, dense: bool) -> tuple[float, fl
         except Exception:  # then it runs eagerly, most of it Python
             return 1.0, own
     if target.device.type != "cpu":
-        return _STEP + operations * _LAUNCH, 0.0
+        return _STEP_IN_PYTHON + operations * _LAUNCH, 0.0
     each = own + numbers / _MANY * graph.SECONDS_PER_ELEMENT
-    alone = target.native(points) is not None  # a C function has no operations to call
-    return _STEP + (0.0 if alone else operations * graph.SECONDS_PER_OP), each
+    if target.native(points) is not None:  # a C function, which has no operations to call
+        return _STEP, each
+    return _STEP_IN_PYTHON + operations * graph.SECONDS_PER_OP, each

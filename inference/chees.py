@@ -48,7 +48,7 @@ class ChEES(SharedLength):
 
     Args:
         target_acceptance: mean Metropolis acceptance probability aimed at, over chains and
-            trajectories. The paper's 0.651 is up to a fifth faster where it does not diverge.
+            trajectories. The paper's 0.651 is a fifth faster where it does not diverge.
         step_size: fixed where given; else adapted.
         mass: which covariance warm-up learns: "diagonal", "dense", or "auto": dense up to 30
             dimensions, where the draws of all chains together determine it well.

@@ -25,6 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from inference import mams_cpu
 from inference.hmc import Phase
 from inference.program import Program
 from inference.sampling import Adapting, Tuning
@@ -97,17 +98,33 @@ class MAMS(SharedLength):
         self, target: Target, phase: Phase, tuning: Tuning, normal: Tensor, number: int
     ) -> Journey:
         velocity = normal / normal.norm(dim=-1, keepdim=True)
-        step, scale = tuning.step_size[:, None], tuning.scale
-        before, x = -phase.log_density, phase.x
-        velocity, kinetic = kick(velocity, whiten(scale, phase.gradient), 0.5 * step)
-        for k in range(1, number + 1):
-            x = x + step * stretch(scale, velocity)
-            phase = Phase(x, *target.log_density_and_grad(x))
-            # two half kicks at the same place are a whole one
-            share = 0.5 if k == number else 1.0
-            velocity, change = kick(velocity, whiten(scale, phase.gradient), share * step)
-            kinetic = kinetic + change
+        before, step = -phase.log_density, tuning.step_size[:, None]
+        phase, velocity, kinetic = trajectory(target, phase, velocity, step, tuning.scale, number)
         return Journey(phase, velocity, before, kinetic - phase.log_density)
+
+
+def trajectory(
+    target: Target, phase: Phase, velocity: Tensor, step: Tensor, scale: Tensor, steps: int
+) -> tuple[Phase, Tensor, Tensor]:
+    """So many leapfrogs of length ``step`` (C, 1): where they end, and the kinetic energy (C,).
+
+    Without Python in between where the target is a C function.
+    """
+    native = target.native(phase.x)
+    if native is not None:
+        x, log_density, gradient, velocity, kinetic = mams_cpu.trajectory(
+            native, phase.x, phase.gradient, velocity, step[:, 0], scale, steps
+        )
+        return Phase(x, log_density, gradient), velocity, kinetic
+    velocity, kinetic = kick(velocity, whiten(scale, phase.gradient), 0.5 * step)
+    for k in range(1, steps + 1):
+        x = phase.x + step * stretch(scale, velocity)
+        phase = Phase(x, *target.log_density_and_grad(x))
+        # two half kicks at the same place are a whole one
+        share = 0.5 if k == steps else 1.0
+        velocity, change = kick(velocity, whiten(scale, phase.gradient), share * step)
+        kinetic = kinetic + change
+    return phase, velocity, kinetic
 
 
 def kick(velocity: Tensor, gradient: Tensor, step: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,9 @@
 """Trajectories whose length all chains share: what ``ChEES`` and ``MAMS`` have in common.
 
-A transition follows every chain for the same number of leapfrogs, a share of the longest trajectory
-that a Halton sequence gives, so that no length is resonant with the posterior, and ends in a
-Metropolis test. How far to go is learnt in warm-up from all chains together, and fixed after it.
+A transition follows every chain for the same time, a share of the longest trajectory that a Halton
+sequence gives, so that no length is resonant with the posterior: in so many leapfrogs, of at most
+the step size. It ends in a Metropolis test. How far to go is learnt in warm-up from all chains
+together, and fixed after it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from inference.hmc import DIVERGENCE, Phase, reasonable_step_size
 from inference.mh import metropolis
 from inference.sampling import Adapting, Info, Randomness, Sampler, Tuning
 from inference.target import Target
-from inference.warmup import Mass, MassChoice, Window, pooled, resolve
+from inference.warmup import Mass, MassChoice, Window, resolve
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -173,8 +174,9 @@ class SharedLength(Sampler):
     ) -> tuple[Travellers, Info]:
         path, start = state.path, Phase(*state.place[:3])
         share = halton(path.transitions)
-        number = self._number(path, share, tuning)
-        end = self.travel(target, start, tuning, randomness.normal, number)
+        number, part = self._leapfrogs(path, share, tuning)
+        shorter = tuning._replace(step_size=tuning.step_size * part)
+        end = self.travel(target, start, shorter, randomness.normal, number)
         change = end.before - end.after
         there, here = Place(*end.phase, end.after), Place(*start, end.before)
         place, info = metropolis(here, there, change, randomness.uniform[:, 0])
@@ -188,12 +190,17 @@ class SharedLength(Sampler):
         path = path._replace(transitions=path.transitions + 1)
         return Travellers(place, path), info._replace(statistics=statistics)
 
-    def _number(self, path: Path, share: float, tuning: Tuning) -> int:
-        """Leapfrogs of the next transition."""
-        step = float(pooled(tuning.step_size, 1)[0])
+    def _leapfrogs(self, path: Path, share: float, tuning: Tuning) -> tuple[int, float]:
+        """How many the next transition makes, and by which part of the step size.
+
+        Together they are the share of the longest trajectory: some transitions make short steps,
+        by which a chain moves where all others would be refused.
+        """
+        step = float(tuning.step_size.mean())
         most = _FIRST if path.stage == ARRIVING else self.max_steps
-        longest = min(math.exp(path.log_length) / step, most)
-        return max(1, math.ceil(share * longest))
+        steps = share * min(math.exp(path.log_length) / step, most)
+        number = math.ceil(steps)
+        return number, steps / number
 
 
 def halton(n: int) -> float:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from numba import types
 
-from inference import HMC, NUTS, Target, Until, fit, nuts_cpu, stopping
+from inference import HMC, MAMS, NUTS, Target, Until, fit, nuts_cpu, stopping
 from inference.hmc import Phase, leapfrog, trajectory
 from inference.recording import Recorder
 from inference.sampling import Tuning
@@ -52,6 +52,32 @@ def test_trajectories_are_those_of_leapfrogs(scale, dtype, monkeypatch):
     )
     assert torch.equal(x, before[0])  # what came in stays
     assert torch.equal(momentum, before[1])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("dtype", REALS)
+def test_trajectories_of_constant_speed_are_those_by_tensors(scale, dtype, monkeypatch):
+    noise = Noise.seeded(3, 5)._replace(dtype=dtype)
+    x, normal = noise.fold(0).normal(DIM), noise.fold(1).normal(DIM)
+    step = 0.02 + 0.3 * noise.fold(2).uniform()
+    target, tuning = (
+        Target(quartic, DIM, dtype=dtype, tier="traced"),
+        Tuning(step, SCALES[scale].to(dtype)),
+    )
+    phase = Phase(x, *target.log_density_and_grad(x))
+    before = x.clone(), normal.clone()
+    expected = MAMS().travel(target, phase, tuning, normal, 7)
+    with_native(target, natives.quartic(REALS[dtype]), monkeypatch)
+    found = MAMS().travel(target, phase, tuning, normal, 7)
+    exact = dtype == torch.float64
+    torch.testing.assert_close(
+        [*found.phase, *found[1:]],
+        [*expected.phase, *expected[1:]],
+        rtol=1e-11 if exact else 1e-3,
+        atol=1e-11 if exact else 1e-3,
+    )
+    assert torch.equal(x, before[0])
+    assert torch.equal(normal, before[1])
 
 
 def test_hmc_refuses_points_where_a_c_function_is_not_a_number(monkeypatch):

@@ -127,6 +127,17 @@ def test_nothing_is_learnt_once_draws_are_kept():
     assert steps == [math.ceil(longest * halton(n)) for n in range(20)]
 
 
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.99])
+def test_a_trajectory_is_its_share_of_the_longest_to_the_end(share):
+    engine = ChEES(chains=4, max_steps=20)
+    tuning = Tuning(torch.full((4,), 0.3, dtype=torch.float64), torch.ones(2).double())
+    path = engine.path(2)._replace(stage=FIXED)
+    number, part = engine._leapfrogs(path, share, tuning)
+    assert number * part * 0.3 == pytest.approx(share * math.pi / 2)
+    assert number == math.ceil(share * math.pi / 2 / 0.3)
+    assert engine._leapfrogs(path._replace(log_length=9.0), share, tuning)[0] <= 20
+
+
 def test_two_chains_are_enough_to_run():
     fitted = quiet(normals, None, ChEES(chains=2, warmup=100, draws=50, **TRACED))
     assert bool(torch.isfinite(fitted.posterior.draws["x"]).all())
@@ -256,9 +267,9 @@ TURNING = {
         mams, "kick", "velocity.shape[1] - 1", "velocity.shape[1]"
     ),
     "the loss of volume is left out": Sabotage(
-        MAMS, "travel", "kinetic = kinetic + change", "pass"
+        mams, "trajectory", "kinetic = kinetic + change", "pass"
     ),
-    "the last kick is whole": Sabotage(MAMS, "travel", "0.5 if k == number else 1.0", "1.0"),
+    "the last kick is whole": Sabotage(mams, "trajectory", "0.5 if k == steps else 1.0", "1.0"),
 }
 
 
