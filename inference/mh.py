@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -138,8 +138,13 @@ S = TypeVar("S", bound=tuple[Tensor, ...])
 
 
 def metropolis(state: S, proposed: S, log_ratio: Tensor, uniform: Tensor) -> tuple[S, Info]:
-    """Each chain moves to its proposal with probability min(1, exp(log_ratio)); NaN never does."""
+    """Each chain moves to its proposal with probability min(1, exp(log_ratio)).
+
+    None moves to where the density is NaN or infinite, as where numbers have left their range.
+    """
+    density: Tensor = cast(Any, proposed).log_density
     log_ratio = torch.nan_to_num(log_ratio, nan=-torch.inf)
+    log_ratio = torch.where(density == torch.inf, -torch.inf, log_ratio)
     accepted = uniform.log() < log_ratio
     parts = (
         torch.where(accepted.reshape(-1, *[1] * (a.dim() - 1)), a, b)

@@ -104,11 +104,11 @@ def test_metropolis_keeps_detailed_balance():
 
 
 def test_metropolis_never_accepts_what_is_not_a_number():
-    here = Point(torch.zeros(2, 1), torch.zeros(2))
-    there = Point(torch.ones(2, 1), torch.tensor([torch.nan, -torch.inf]))
-    new, info = metropolis(here, there, there.log_density, torch.full((2,), 1e-9))
+    here = Point(torch.zeros(3, 1), torch.zeros(3))
+    there = Point(torch.ones(3, 1), torch.tensor([torch.nan, -torch.inf, torch.inf]))
+    new, info = metropolis(here, there, there.log_density, torch.full((3,), 1e-9))
     assert torch.equal(new.x, here.x)
-    assert torch.equal(info.acceptance_rate, torch.zeros(2))
+    assert torch.equal(info.acceptance_rate, torch.zeros(3))
 
 
 def run(engine, target, x, scale, adapting, length=300):
