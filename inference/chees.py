@@ -41,10 +41,10 @@ class Ascent(NamedTuple):
 class ChEES(SharedLength):
     """HMC for many chains, which together learn how long their trajectories should be.
 
-    All chains take the same number of leapfrogs, so that none waits for another, and a batch of
-    hundreds costs little more than one of four. Warm-up needs to be long enough that chains arrive:
-    the length is learnt after the first 70 transitions. Two chains run; the derivative is an
-    average over chains, so give 16 or more.
+    All chains take the same number of leapfrogs, so that none waits for another; on a GPU, or where
+    operations are called one by one, hundreds cost little more than four. Warm-up needs to be long
+    enough that chains arrive: the length is learnt after the first 70 transitions. Two chains run;
+    the derivative is an average over chains, so give 16 or more.
 
     Args:
         target_acceptance: mean Metropolis acceptance probability aimed at, over chains and

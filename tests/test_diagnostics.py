@@ -19,6 +19,7 @@ from inference import (
 )
 from ppl_models import Noise
 from tests.programs import Means
+from tests.statistics import quiet
 
 RNG = np.random.default_rng(3)
 GOOD = RNG.normal(size=(4, 1000, 2))
@@ -67,11 +68,13 @@ def test_superchains_in_different_modes_are_named_by_their_levels():
     assert len(found.remedy.split(",")) == 4  # two levels
 
 
+def two():
+    pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1))
+
+
 def test_a_fit_of_superchains_is_judged_as_such_and_so_is_its_file(tmp_path):
     engine = ChEES(chains=12, superchains=3, warmup=100, draws=40, tier="traced")
-    fitted = fit(
-        lambda: pyro.sample("x", dist.Normal(torch.zeros(2), 1.0).to_event(1)), None, engine
-    )
+    fitted = quiet(two, None, engine)
     assert fitted.posterior.attributes["superchains"] == 3
     points = engine.start(
         target(lambda: pyro.sample("x", dist.Normal(0.0, 1.0))), Noise.seeded(0, 12)
