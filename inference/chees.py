@@ -61,7 +61,7 @@ class ChEES(SharedLength):
         >>> from inference import ChEES, fit
         >>> from ppl_models import LogisticRegression
         >>> data = {"x": torch.randn(50, 2), "y": torch.arange(50) % 2}
-        >>> fit(LogisticRegression(), data, ChEES(warmup=200, draws=200, tier="traced")).status
+        >>> fit(LogisticRegression(), data, ChEES(superchains=4, warmup=300, draws=100)).status
         'ok'
     """
 

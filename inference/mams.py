@@ -64,7 +64,7 @@ class MAMS(SharedLength):
         >>> from inference import MAMS, fit
         >>> from ppl_models import LogisticRegression
         >>> data = {"x": torch.randn(50, 2), "y": torch.arange(50) % 2}
-        >>> fit(LogisticRegression(), data, MAMS(warmup=200, draws=200, tier="traced")).status
+        >>> fit(LogisticRegression(), data, MAMS(superchains=4, warmup=300, draws=100)).status
         'ok'
     """
 
