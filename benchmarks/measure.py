@@ -35,7 +35,7 @@ class Job:
     draws: int
     seed: int
     threads: int | None = None  # of torch; None leaves the library's own default
-    again: int = 0  # further calls, for what the first cannot tell (numpyro)
+    again: int = 0  # further calls, for what the first cannot tell
 
 
 class Run(NamedTuple):

@@ -6,9 +6,12 @@ machine does falls on all of them.
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -98,6 +101,7 @@ def summarise(runs: pd.DataFrame) -> pd.DataFrame:
     """Medians over repeats, and how far these lie apart."""
     groups = runs.groupby(KEYS, sort=False)
     table = groups[_MEASURES].median()
+    table["rounds"] = groups["total_s"].count()
     table["spread_s"] = groups["total_s"].max() - groups["total_s"].min()
     speed = groups["ess_per_s_run"]
     table["spread_ess_per_s_run"] = speed.max() - speed.min()
@@ -121,6 +125,9 @@ def main(
     ] = 250,
     pyro_repeats: Annotated[int, typer.Option(help="the rounds that Pyro takes part in")] = 5,
     single: Annotated[bool, typer.Option(help="also JAX's own precision, float32")] = False,
+    minutes: Annotated[
+        float, typer.Option(min=0, help="after which nothing new is begun")
+    ] = math.inf,
     out: Annotated[Path, typer.Option(help="folder for the tables")] = Path("build/benchmarks"),
 ) -> None:
     """Measure, print medians and verdicts, and save these and every run as CSV."""
@@ -130,25 +137,28 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             once = installed(threads, Path(folder))
         typer.echo(f"the suite's numba functions, once per installation: {once:.1f} s")
-    for name in posteriors.split(","):
-        for i, count in enumerate(int(word) for word in chains.split(",")):
-            for seed in range(repeats):
-                # Pyro draws its chains in turn: with more of them its ESS/s would be the same
-                pyro = i == 0 and seed < pyro_repeats
-                with tempfile.TemporaryDirectory() as folder:
-                    for row in (row for row in rows if pyro or row.module != "pyro"):
-                        job = Job(
-                            name, row.module, row.variant, row.precision, count, warmup, draws,
-                            seed, threads if row.ours else None,
-                        )  # fmt: skip
-                        if row.module == "pyro":
-                            job = replace(job, chains=pyro_chains)
-                            if name not in SMALL:
-                                job = replace(job, warmup=pyro_draws, draws=pyro_draws)
-                        result = run(row, job, peers_python, Path(folder))
-                        results.append(result | {"chains": count, "chains_run": job.chains})
-            out.mkdir(parents=True, exist_ok=True)  # what there is, should the rest not finish
-            pd.DataFrame(results).to_csv(out / "runs.csv", index=False)
+    begin = time.perf_counter()
+    names, counts = posteriors.split(","), [int(word) for word in chains.split(",")]
+    out.mkdir(parents=True, exist_ok=True)
+    for seed, name, count in itertools.product(range(repeats), names, counts):
+        if time.perf_counter() - begin > 60 * minutes:
+            typer.echo(f"{minutes:g} minutes are over in round {seed + 1} of {repeats}, at {name}")
+            break
+        # Pyro draws its chains in turn: with more of them its ESS/s would be the same
+        pyro = count == counts[0] and seed < pyro_repeats
+        with tempfile.TemporaryDirectory() as folder:
+            for row in (row for row in rows if pyro or row.module != "pyro"):
+                job = Job(
+                    name, row.module, row.variant, row.precision, count, warmup, draws, seed,
+                    threads if row.ours else None,
+                )  # fmt: skip
+                if row.module == "pyro":
+                    job = replace(job, chains=pyro_chains)
+                    if name not in SMALL:
+                        job = replace(job, warmup=pyro_draws, draws=pyro_draws)
+                result = run(row, job, peers_python, Path(folder))
+                results.append(result | {"chains": count, "chains_run": job.chains})
+        pd.DataFrame(results).to_csv(out / "runs.csv", index=False)  # should the rest not finish
     runs = pd.DataFrame(results)
     table, judged = summarise(runs), verdicts(runs)
     table.to_csv(out / "samplers.csv", index=False)
