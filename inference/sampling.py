@@ -8,6 +8,7 @@ warm-up, and stops when every chain has its draws.
 
 from __future__ import annotations
 
+import logging
 import time
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -15,8 +16,10 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from inference import warmup
+from inference.cuda_graphs import Moving, StepGraph, capture_for
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.finding import Finding, interrupted
 from inference.pathfinder import warm_start
@@ -26,7 +29,9 @@ from inference.stopping import Pace, after, following
 from inference.target import Target
 from inference.warmup import Averaging, Mass, Moments, Window
 from ppl_models.noise import Noise
-from ppl_models.noise_cpu import block_of
+from ppl_models.noise_cpu import LONGEST, block_of
+
+logger = logging.getLogger("inference")
 
 
 class Tuning(NamedTuple):
@@ -248,24 +253,53 @@ class Sampler(Engine):
         goal = self.acceptance_target(target.dim)
         if enough is not None:  # each step finishes one per chain at most
             most = min(most, -(-enough // len(state.x)))
-        states, infos = [], []
-        for numbers in self.numbers(target, noise, first, most):
-            state, info = self.step(target, state, tuning, numbers)
-            if averaging is not None and goal is not None:
-                rate = self.adapts_to(state, info.acceptance_rate)
-                averaging = warmup.update(averaging, rate, info.done, goal)
-                tuning = tuning.stepping(averaging.step_size)
-            states.append((state.x, state.log_density))
-            infos.append(info)
-        names = infos[0].statistics
-        history = History(
-            torch.stack([x for x, _ in states]),
-            torch.stack([value for _, value in states]),
-            torch.stack([info.done for info in infos]),
-            torch.stack([info.acceptance_rate for info in infos]),
-            {name: torch.stack([info.statistics[name] for info in infos]) for name in names},
-        )
-        return Block(state, averaging, history, len(states))
+        numbers = self.numbers(target, noise, first, most)
+        moving = Moving(state, tuning, averaging)
+        captured = self._captured(target, moving, numbers[0], goal)
+        if captured is None:
+            records = []
+            for now in numbers:
+                moving, record = self._advanced(target, moving, now, goal)
+                records.append(record)
+            history: History = tree_map(lambda *parts: torch.stack(parts), *records)
+        else:
+            moving, history = captured.run(moving, numbers)
+        return Block(moving.state, moving.averaging, history, len(numbers))
+
+    def _advanced(
+        self, target: Target, moving: Moving, numbers: Any, goal: float | None
+    ) -> tuple[Moving, History]:
+        """One step and what it adapts, and what is recorded of it, without the leading axis."""
+        state, tuning, averaging = moving
+        state, info = self.step(target, state, tuning, numbers)
+        if averaging is not None and goal is not None:
+            rate = self.adapts_to(state, info.acceptance_rate)
+            averaging = warmup.update(averaging, rate, info.done, goal)
+            tuning = tuning.stepping(averaging.step_size)
+        record = History(state.x, state.log_density, *info)
+        return Moving(state, tuning, averaging), record
+
+    def _captured(
+        self, target: Target, moving: Moving, numbers: Any, goal: float | None
+    ) -> StepGraph | None:
+        """The step as a graph to replay, on a device where that is faster and if it can be one."""
+        capture = capture_for(target.device)
+        if capture is None:
+            return None
+        key = (id(self), len(moving.state.x), moving.averaging is None)
+        known = target.graphs.get(key, moving)
+        if known is moving or (known is not None and not known.serves(moving)):
+
+            def step(moving: Moving, numbers: Any) -> tuple[Moving, History]:
+                return self._advanced(target, moving, numbers, goal)
+
+            try:
+                known = StepGraph(step, moving, numbers, LONGEST, capture)
+            except RuntimeError as error:
+                logger.debug("Steps are not captured (%s).", error)
+                known = None
+            target.graphs[key] = known
+        return known
 
     def run(self, problem: Problem) -> Posterior:
         """Adapt, sample, and map the draws back to the program's sites."""

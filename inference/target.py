@@ -65,6 +65,8 @@ class Target:
         self.sites = sites
         self._describe = describe
         self._watch = watch
+        self.graphs: dict[Any, Any] = {}
+        """Steps of samplers on this density, captured for a GPU."""
         self._evaluators: dict[int, ValueAndGrad] = {}
         self._densities: dict[int, Callable[[Tensor], Tensor]] = {}
         self._graph: Any = None

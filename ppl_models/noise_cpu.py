@@ -15,6 +15,9 @@ from ppl_models.loops import compiled
 FOLD = 0xF01D
 """The last counter word where keys are made."""
 
+LONGEST = 64
+"""Steps of a block, at most; see ``block_of``."""
+
 _MASK = np.uint64(0xFFFFFFFF)
 _HALF = np.uint64(32)
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
@@ -104,8 +107,8 @@ def block_of(step: int) -> Any:
     Blocks of 1, 1, 2, 4, ..., 32 steps, then all of 64: a loop draws the numbers of a block from
     ``fold(number)``, so that those of a step depend on its number alone.
     """
-    if step >= 64:
-        return 6 + step // 64, step - step % 64, 64
+    if step >= LONGEST:
+        return 6 + step // LONGEST, step - step % LONGEST, LONGEST
     number, size = 1, 1
     while 2 * size <= step:
         number, size = number + 1, 2 * size
