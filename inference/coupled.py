@@ -54,7 +54,7 @@ class Transitions(Coupled):
         self.engine, self.target, self.noise = engine, target, noise.fold(0)
         own = problem.noise(engine.chains)
         begin = engine.start(target, own.fold(10))
-        _, self.tuning, _ = engine.warm_up(target, begin, own.fold(11), problem)
+        self.tuning = engine.warm_up(target, begin, own.fold(11), problem)[1]
         self.closing = None if isinstance(engine, MH) else _Closing(target, self.tuning, noise)
         self._numbers: tuple[int, list[Randomness]] = (-1, [])
 

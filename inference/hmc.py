@@ -12,7 +12,7 @@ from inference import leapfrog_cpu
 from inference.pathfinder import Starts
 from inference.sampling import Info, Randomness, Sampler, Tuning
 from inference.target import Target
-from inference.warmup import Mass, MassChoice, resolve, stretch, whiten
+from inference.warmup import Adapt, Mass, MassChoice, resolve, stretch, whiten
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -108,6 +108,9 @@ class HMC(Sampler):
         starts: where chains begin: "uniform" on (-2, 2), or "pathfinder": each at a draw of the
             normal along an optimisation path of its own, with the scale of the best of these
             normals. It spares most of the gradients of warm-up's early windows.
+        adapt: "throughout" the whole warm-up, or "until converged": once chains agree and the scale
+            no longer changes, the windows left but the last are skipped. ``warmup_draws`` in the
+            posterior's attributes says how long it was.
     """
 
     steps: int = 16
@@ -116,6 +119,7 @@ class HMC(Sampler):
     mass: MassChoice = "auto"
     jitter: float = 0.2
     starts: Starts = "uniform"
+    adapt: Adapt = "throughout"
 
     uniforms: ClassVar[int] = 2
     target_acceptance_rate: ClassVar[float | None] = 0.8
@@ -124,6 +128,7 @@ class HMC(Sampler):
         super().__post_init__()
         self.at_least(steps=1, jitter=0)
         self.one_of(mass=("auto", "diagonal", "dense"), starts=("uniform", "pathfinder"))
+        self.one_of(adapt=("until converged", "throughout"))
         self.positive("step_size")
         self.positive("target_acceptance", below=1)
         if self.jitter >= 1:
@@ -135,6 +140,10 @@ class HMC(Sampler):
     @property
     def warm(self) -> bool:
         return self.starts == "pathfinder"
+
+    @property
+    def ends_early(self) -> bool:
+        return self.adapt == "until converged"
 
     def mass_matrix(self, dim: int) -> Mass:
         return resolve(self.mass, dim)

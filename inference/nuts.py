@@ -22,7 +22,7 @@ from inference.pathfinder import Starts
 from inference.sampling import Block, Info, Randomness, Sampler, Tuning
 from inference.stopping import Until
 from inference.target import Target
-from inference.warmup import Averaging, Mass, MassChoice, resolve
+from inference.warmup import Adapt, Averaging, Mass, MassChoice, resolve
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -84,6 +84,9 @@ class NUTS(Sampler):
         starts: where chains begin: "uniform" on (-2, 2), or "pathfinder": each at a draw of the
             normal along an optimisation path of its own, with the scale of the best of these
             normals. It spares most of the gradients of warm-up's early windows.
+        adapt: "throughout" the whole warm-up, or "until converged": once chains agree and the scale
+            no longer changes, the windows left but the last are skipped. ``warmup_draws`` in the
+            posterior's attributes says how long it was.
     """
 
     chains: int | Literal["auto"] = 4  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -92,6 +95,7 @@ class NUTS(Sampler):
     mass: MassChoice = "auto"
     step_size: float | None = None
     starts: Starts = "uniform"
+    adapt: Adapt = "throughout"
 
     chooses_chains: ClassVar[bool] = True
     uniforms: ClassVar[int] = 3
@@ -101,6 +105,7 @@ class NUTS(Sampler):
         super().__post_init__()
         self.at_least(max_depth=1)
         self.one_of(mass=("auto", "diagonal", "dense"), starts=("uniform", "pathfinder"))
+        self.one_of(adapt=("until converged", "throughout"))
         self.positive("step_size")
         self.positive("target_acceptance", below=1)
 
@@ -127,6 +132,10 @@ class NUTS(Sampler):
     @property
     def warm(self) -> bool:
         return self.starts == "pathfinder"
+
+    @property
+    def ends_early(self) -> bool:
+        return self.adapt == "until converged"
 
     def mass_matrix(self, dim: int) -> Mass:
         return resolve(self.mass, dim)

@@ -116,6 +116,7 @@ class Adapting(NamedTuple):
     tuning: Tuning
     averaging: Averaging | None
     moments: Moments
+    draws: int  # of a chain in the windows before, on average
 
 
 class Warmed(NamedTuple):
@@ -124,11 +125,12 @@ class Warmed(NamedTuple):
     tuning: Tuning
     x: Tensor  # (C, D)
     steps: int
+    draws: int
     calls: int  # the hint for the compiler that the run began with
     seconds: float
 
 
-_LIKE = Warmed(Tuning(torch.empty(0), torch.empty(0)), torch.empty(0), 0, 0, 0.0)
+_LIKE = Warmed(Tuning(torch.empty(0), torch.empty(0)), torch.empty(0), 0, 0, 0, 0.0)
 
 
 @dataclass(frozen=True)
@@ -192,6 +194,11 @@ class Sampler(Engine):
     @property
     def warm(self) -> bool:
         """Whether paths to the posterior's mass come before warm-up (``pathfinder.warm_start``)."""
+        return False
+
+    @property
+    def ends_early(self) -> bool:
+        """Whether warm-up leaves out slow windows once its scale has converged."""
         return False
 
     def mass_matrix(self, dim: int) -> Mass | None:
@@ -316,9 +323,9 @@ class Sampler(Engine):
                 like = _LIKE._replace(tuning=_LIKE.tuning._replace(path=self.path(target.dim)))
                 warmed = saved.part("warmed", like, problem.device)
             else:
-                x, tuning, steps = self.warm_up(target, x, noise.fold(1), problem)
+                x, tuning, steps, made = self.warm_up(target, x, noise.fold(1), problem)
                 spent = time.perf_counter() - start + earlier_seconds(saved)
-                warmed = Warmed(tuning, x, steps, calls, spent)
+                warmed = Warmed(tuning, x, steps, made, calls, spent)
             adapted = time.perf_counter()
             chunk, stopped, earlier = self._sample(target, warmed, noise, problem)
         return Posterior(
@@ -333,6 +340,7 @@ class Sampler(Engine):
                 "total": time.perf_counter() - begin,
             },
             attributes={
+                "warmup_draws": warmed.draws,
                 "warmup_steps": warmed.steps,
                 "step_size": float(warmed.tuning.step_size.mean()),
             },
@@ -343,8 +351,8 @@ class Sampler(Engine):
 
     def warm_up(
         self, target: Target, x: Tensor, noise: Noise, problem: Problem
-    ) -> tuple[Tensor, Tuning, int]:
-        """Where the chains are after warm-up from ``x`` (C, D), what it learnt, and its steps."""
+    ) -> tuple[Tensor, Tuning, int, int]:
+        """Where chains are after warm-up from ``x`` (C, D), what it learnt, its steps and draws."""
         windows = warmup.windows(self.warmup, warm=self.warm)
         before = earlier_seconds(problem.records.saved())
         begin, pace = time.perf_counter(), Pace()
@@ -363,10 +371,13 @@ class Sampler(Engine):
                     seconds = time.perf_counter() - begin + before
                     parts = {"calls": target.calls, "adapting": at, "seconds": seconds}
                     problem.records.save(parts)
-            following = windows[at.window + 1] if at.window + 1 < len(windows) else None
-            at = self._next_window(target, at, noise, window, following)
+            number, last = at.window + 1, len(windows) - 1
+            if self.ends_early and window.settled and number < last:
+                number = last if warmup.converged(at.tuning.scale, at.moments) else number
+            following = windows[number] if number <= last else None
+            at = self._next_window(target, at, noise, window, following, number)
         tuning = at.tuning._replace(path=self.next_path(at, None))
-        return at.state.x, tuning, at.steps
+        return at.state.x, tuning, at.steps, at.draws
 
     def _adapting(self, target: Target, x: Tensor, noise: Noise, problem: Problem) -> Adapting:
         """Where warm-up begins, or goes on."""
@@ -382,19 +393,26 @@ class Sampler(Engine):
         if saved is None:
             first = self.first_step_size(target, x, tuning, noise.fold(0))
             tuning = tuning._replace(step_size=first.contiguous())
-        fresh = self._window(target, x, tuning, 0, 0, noise)
+        fresh = self._window(target, x, tuning, 0, 0, 0, noise)
         return fresh if saved is None else saved.part("adapting", fresh, problem.device)
 
     def _window(
-        self, target: Target, x: Tensor, tuning: Tuning, number: int, steps: int, noise: Noise
+        self,
+        target: Target,
+        x: Tensor,
+        tuning: Tuning,
+        number: int,
+        steps: int,
+        draws: int,
+        noise: Noise,
     ) -> Adapting:
-        """The beginning of a window of warm-up."""
+        """The beginning of a window of warm-up, after so many steps and draws."""
         adapts = self.acceptance_target(target.dim) is not None
         averaging = warmup.averaging(tuning.step_size) if adapts else None
         moments = warmup.moments(self.mass_matrix(target.dim) or "diagonal", x)
         first = self.randomness(target, noise.fold(1, steps), 1)[0]
         state = self.init(target, x, tuning, first)
-        return Adapting(number, steps, 0, state, tuning, averaging, moments)
+        return Adapting(number, steps, 0, state, tuning, averaging, moments, draws)
 
     def _adapt(
         self, target: Target, at: Adapting, noise: Noise, enough: int, window: Window, most: int
@@ -416,12 +434,19 @@ class Sampler(Engine):
             tuning,
             block.averaging,
             moments,
+            at.draws,
         )
 
     def _next_window(
-        self, target: Target, at: Adapting, noise: Noise, window: Window, following: Window | None
+        self,
+        target: Target,
+        at: Adapting,
+        noise: Noise,
+        window: Window,
+        following: Window | None,
+        number: int,
     ) -> Adapting:
-        """The next window, with what this one learnt."""
+        """The window that follows, by its number, with what this one learnt."""
         tuning = at.tuning._replace(path=self.next_path(at, following))
         if at.averaging is not None:
             tuning = tuning.stepping(warmup.pooled_step(at.averaging, target.groups))
@@ -429,7 +454,8 @@ class Sampler(Engine):
             before = tuning.scale if window.settled or self.warm else None
             learnt = warmup.scale(at.moments, settled=window.settled, before=before)
             tuning = tuning._replace(scale=learnt.contiguous())
-        return self._window(target, at.state.x, tuning, at.window + 1, at.steps, noise)
+        draws = at.draws + window.length
+        return self._window(target, at.state.x, tuning, number, at.steps, draws, noise)
 
     def _sample(
         self, target: Target, warmed: Warmed, noise: Noise, problem: Problem

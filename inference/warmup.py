@@ -24,6 +24,9 @@ _DENSE_UP_TO = 30  # dimensions; pooled over chains, warm-up's draws determine s
 
 _SETTLED = 25  # transitions: in longer windows chains have arrived, or will not
 _UNUSUAL = 10.0  # times the median variance
+_ALIKE, _AGREEING = 3.0, 1.05  # ratio of variances, and R-hat, of a scale that has converged
+
+Adapt = Literal["until converged", "throughout"]
 
 
 class Window(NamedTuple):
@@ -188,6 +191,29 @@ def scale(state: Moments, *, settled: bool, before: Tensor | None = None) -> Ten
     if not dense:
         return (shrunk + floor * before.square()).sqrt()
     return _factor(shrunk + floor * before @ before.T)
+
+
+def converged(before: Tensor, state: Moments) -> bool:
+    """Whether the draws of a settled window show that the scale ``before`` it was good.
+
+    R-hat of every coordinate over chains is below 1.05, and in no direction does the covariance of
+    the draws differ from S S^T by more than a factor of 3: by chance alone it would where a dense
+    scale has seen too few draws. The scale learnt from the window itself, which replaces that, is
+    better by twice as many draws. A single chain cannot show it.
+    """
+    if len(state.number) < 2:
+        return False
+    new = scale(state, settled=True, before=before)
+    if new.dim() == 1:
+        ratio = (new / before).square()
+        scatter = state.scatter
+    else:
+        ratio = torch.linalg.svdvals(torch.linalg.solve_triangular(before, new, upper=False))
+        ratio, scatter = ratio.square(), state.scatter.diagonal(dim1=-2, dim2=-1)
+    within = (scatter / (state.number - 1).clamp(min=1)[:, None]).mean(0)
+    r_hat = (1 - 1 / state.number.mean() + state.mean.var(0) / within).sqrt()
+    alike = bool((ratio < _ALIKE).all()) and bool((ratio > 1 / _ALIKE).all())
+    return alike and bool((r_hat < _AGREEING).all())
 
 
 def _factor(covariance: Tensor) -> Tensor:

@@ -211,6 +211,28 @@ def test_windows_grow_and_the_last_finds_the_step_size():
     assert warm == [25, 50, 100, 200, 575, 50]
 
 
+def window(mass, draws):
+    done = torch.ones(draws.shape[:2], dtype=torch.bool)
+    return warmup.add(warmup.moments(mass, draws[0]), draws, done)
+
+
+@pytest.mark.parametrize("mass", ["diagonal", "dense"])
+def test_a_scale_has_converged_where_draws_confirm_it_and_chains_agree(mass):
+    draws = torch.from_numpy(np.random.default_rng(5).normal(size=(100, 4, 3)))
+    units = torch.tensor([1e-3, 1.0, 20.0], dtype=torch.float64)
+    right = torch.diag(units) if mass == "dense" else units
+    assert warmup.converged(right, window(mass, draws * units))
+    for factor in (0.5, 2.0):  # in one direction
+        other = torch.tensor([1.0, factor, 1.0], dtype=torch.float64)
+        assert not warmup.converged(right * other, window(mass, draws * units))
+    moved = draws.clone()
+    moved[:, 0, 2] += 1.0
+    assert not warmup.converged(right, window(mass, moved * units))
+    assert not warmup.converged(right, window(mass, draws[:, :1] * units))
+    stuck = torch.zeros_like(draws)
+    assert not warmup.converged(right, window(mass, stuck))
+
+
 @pytest.mark.parametrize("mass", ["diagonal", "dense"])
 def test_a_scale_shrunk_to_that_before_does_not_depend_on_units(mass):
     draws = torch.from_numpy(np.random.default_rng(4).normal(size=(30, 3, 4)))

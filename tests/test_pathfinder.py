@@ -220,14 +220,20 @@ def test_chains_begin_as_spread_as_a_gaussian_and_with_its_scale(dense):
     assert float(wrong.abs().max()) < CRITICAL / 10 + 0.1
 
 
+def pair():
+    x = pyro.sample("x", dist.ImproperUniform(dist.constraints.real, (), ()))
+    pyro.factor("density", torch.logaddexp(-0.5 * (x - 6).square(), -0.5 * (x + 6).square()))
+
+
 def test_chains_begin_in_the_modes_where_their_paths_end():
     program = quiet(modes, None, Pathfinder(draws=4, tier="traced")).program
     target = Target(program.log_density, 1, tier="traced")
     noise = Noise.seeded(0, 12)
     x, _ = warm_start(target, target.start(noise.fold(0)), noise.fold(1), dense=False)
     assert 0 < int((x > 0).sum()) < 12
-    fitted = quiet(modes, None, NUTS(chains=8, draws=100, starts="pathfinder", tier="traced"))
-    assert "r_hat" in [finding.name for finding in fitted.findings]
+    engine = NUTS(chains=8, warmup=100, draws=400, starts="pathfinder", tier="traced")
+    figures = {finding.name: finding.figure for finding in quiet(pair, None, engine).findings}
+    assert figures["r_hat"] > 1.3  # of ranks; chains that agree stay below 1.05
 
 
 @pytest.mark.parametrize("sampler", [NUTS, HMC])
@@ -242,6 +248,30 @@ def test_a_warm_start_spares_gradients(sampler):
     else:  # of fixed number
         assert found[1]["warmup_steps"] == found[0]["warmup_steps"]
         assert found[1]["step_size"] > 0.5
+
+
+@pytest.mark.parametrize("starts", ["uniform", "pathfinder"])
+def test_warm_up_ends_where_it_has_converged(starts):
+    settings = {"draws": 400, "starts": starts, "tier": "traced"}
+    found = quiet(correlated, None, NUTS(**settings, adapt="until converged")).posterior
+    assert found.attributes["warmup_draws"] < 500
+    whole = quiet(correlated, None, NUTS(**settings)).posterior
+    assert whole.attributes["warmup_draws"] == 1000
+    assert found.attributes["warmup_steps"] < whole.attributes["warmup_steps"]
+    mean, covariance = gaussian(12)
+    root = torch.linalg.cholesky(covariance)
+    white = torch.linalg.solve_triangular(
+        root, (found.draws["x"] - mean).flatten(0, 1).T, upper=False
+    )
+    # 1,600 draws of NUTS on a Gaussian are worth more for means, not much less for variances
+    assert float(white.mean(1).abs().max()) < CRITICAL / 400**0.5
+    assert float((white.var(1) - 1).abs().max()) < CRITICAL * (2 / 400) ** 0.5
+
+
+@pytest.mark.parametrize("program", [funnel, pair])
+def test_warm_up_goes_on_where_chains_do_not_agree(program):
+    engine = NUTS(chains=8, draws=20, warmup=400, adapt="until converged", tier="traced")
+    assert quiet(program, None, engine).posterior.attributes["warmup_draws"] == 400
 
 
 def test_rows_do_not_begin_at_paths():

@@ -77,6 +77,11 @@ RUNS = {
     "nuts": (LogisticRegression(), DATA, NUTS(**SHORT)),
     "nuts, dense and thinned": (LogisticRegression(), DATA, NUTS(**SHORT, mass="dense", thin=2)),
     "nuts, warm": (LogisticRegression(), DATA, NUTS(**SHORT, starts="pathfinder")),
+    "hmc, until converged": (
+        LogisticRegression(),
+        DATA,
+        HMC(**{**SHORT, "warmup": 500}, steps=4, adapt="until converged"),
+    ),
     "nuts, tensors": (LogisticRegression(), DATA, NUTS(chains=2, warmup=25, draws=50, **TRACED)),
     "hmc": (LogisticRegression(), DATA, HMC(**SHORT, steps=4)),
     "chees": (LogisticRegression(), DATA, ChEES(**{**SHORT, "warmup": 120})),
