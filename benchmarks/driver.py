@@ -40,23 +40,18 @@ def _normal(chains: Any, x: Any, value: Any, gradient: Any, dim: Any) -> None:
         values[c] = -0.5 * square
 
 
-def target(chains: int, dim: int, native: bool) -> Target:
+def target(dim: int, native: bool) -> Target:
     """The standard normal, its gradient as cheap as can be."""
     made: Any = Target(lambda x: -0.5 * x.square().sum(), dim, tier="traced")
     density = Native(_normal.address, dim, _normal)
-    value = torch.zeros(chains, dtype=torch.float64)
-
-    def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
-        return torch.linalg.vecdot(x, x, out=value).mul_(-0.5), -x
-
     made.native = lambda x: density if native else None
-    made.evaluator = lambda x: evaluate
+    made.evaluator = lambda x: lambda points: (-0.5 * torch.linalg.vecdot(points, points), -points)
     return made
 
 
 def nuts(chains: int, dim: int, mass: str, native: bool) -> Callable[[int], int]:
     """Makes some steps and says how many."""
-    density, engine = target(chains, dim, native), NUTS()
+    density, engine = target(dim, native), NUTS()
     noise, x = Noise.seeded(0, chains), torch.zeros(chains, dim, dtype=torch.float64)
     tuning = Tuning(torch.full_like(x[:, 0], 0.4), scale_of(dim, mass))
     state = engine.init(density, x, tuning, engine.numbers(density, noise, 0, 1)[0])
@@ -65,7 +60,7 @@ def nuts(chains: int, dim: int, mass: str, native: bool) -> Callable[[int], int]
 
 def leapfrogs(chains: int, dim: int, mass: str, native: bool) -> Callable[[int], int]:
     """The same for trajectories of ten leapfrogs."""
-    density, x = target(chains, dim, native), torch.ones(chains, dim, dtype=torch.float64)
+    density, x = target(dim, native), torch.ones(chains, dim, dtype=torch.float64)
     phase, step = Phase(x, x[:, 0], -x), torch.full_like(x[:, :1], 0.1)
 
     def move(steps: int) -> int:
