@@ -26,8 +26,6 @@ from ppl_models.base import Data, Model, Params, Use
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
-_MINUTE = 60.0
-
 Kind = Literal["samples", "approximation", "point"]
 TierChoice = Tier | Literal["auto"]
 
@@ -64,10 +62,9 @@ class Problem:
     def target(self, tier: TierChoice, calls: int) -> Target:
         """The log density of the continuous sites in unconstrained space.
 
-        With less than a minute in all, none of it is spent on compiling unless that is asked for.
+        Of limited time a tenth at most is spent on compiling, unless that is asked for.
         """
-        if tier == "auto" and (self.until.seconds or _MINUTE) < _MINUTE:
-            tier = "traced"
+        seconds = None if tier == "compiled" else self.until.seconds
         return Target(
             self.program.log_density,
             self.program.dim,
@@ -78,6 +75,7 @@ class Problem:
             describe=self.program.describe,
             watch=None if self.clock.seconds is None else self.clock.look,
             shared=self.program.compiled,
+            compiling=None if seconds is None else seconds / 10,
         )
 
     def precise(self, draws: Params | Tensor) -> Finding | None:

@@ -20,6 +20,7 @@ from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
 
 _STARTS = 100
+_INDUCTOR = 6.0  # seconds that Inductor takes, at the least
 _REPAID = 200  # evaluations that repay a C compiler: less than a second
 
 
@@ -37,6 +38,7 @@ class Target:
         sites: the sites whose values a point holds, in order; empty for a plain density.
         watch: called before every evaluation; it may raise.
         shared: what is known of the density as C, for other targets of the same function.
+        compiling: seconds that a compiler may take, as predicted; None for any.
     """
 
     groups = 1
@@ -55,6 +57,7 @@ class Target:
         sites: tuple[Site, ...] = (),
         watch: Callable[[], None] | None = None,
         shared: Attempt | None = None,
+        compiling: float | None = None,
     ) -> None:
         self.function = function
         self.dim = dim
@@ -71,6 +74,7 @@ class Target:
         self._densities: dict[int, Callable[[Tensor], Tensor]] = {}
         self._graph: Any = None
         self._seldom = False
+        self._compiling = compiling
         self._c = Attempt() if shared is None else shared
 
     def log_density(self, x: Tensor) -> Tensor:
@@ -129,6 +133,7 @@ class Target:
             tier=self.tier,
             calls=self.calls,
             watch=self._watch,
+            compiling=self._compiling,
         )
 
     def start(self, noise: Noise) -> Tensor:
@@ -182,7 +187,9 @@ class Target:
         try:
             threads = torch.get_num_threads()
             calls = None if self.tier == "compiled" else self.calls
-            density = Density(self.function, self.dim, self.dtype, threads, calls=calls)
+            density = Density(
+                self.function, self.dim, self.dtype, threads, calls=calls, seconds=self._compiling
+            )
         except CompilerError as error:
             logger.warning("%s; the traced program is used, which is slower.", error)
             self._c.compiles = False
@@ -254,6 +261,8 @@ class Target:
     def _compiled_by_inductor(self, traced: Any) -> bool:
         """Whether Inductor compiles a graph, which takes it seconds."""
         if self.tier == "traced" or not self._c.compiles:
+            return False
+        if self._compiling is not None and self._compiling < _INDUCTOR:
             return False
         return self.tier == "compiled" or graph.worth_compiling(traced, self.calls)
 

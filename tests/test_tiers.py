@@ -227,6 +227,17 @@ def test_auto_compiles_only_what_repays_the_compiler(monkeypatch):
             assert len(compilations) == expected
 
 
+def test_no_more_than_the_time_given_goes_into_compiling(monkeypatch):
+    monkeypatch.setattr(graph, "compiled", fails)
+    with isolated(torch.float64):
+        program = PROGRAMS["line"].bound()
+        x = points(program)
+        for seconds, written in [(1e-3, False), (1.0, True), (None, True)]:
+            made = target(program, "auto", calls=10_000_000, compiling=seconds)
+            assert_same(made.log_density_and_grad(x), graph.loop(program.log_density, x))
+            assert (made.native(x) is not None) == written
+
+
 @quiet
 def test_only_the_steps_of_an_optimiser_are_compiled(monkeypatch):
     sizes = []

@@ -45,6 +45,7 @@ class Density:
         dtype: float64 or float32.
         threads: at most so many share large work.
         calls: refuse what so few evaluations would not repay; None compiles in any case.
+        seconds: refuse what the compiler would take longer for, as predicted from the code's size.
 
     Raises:
         Untraceable: the function cannot be written as C, and why.
@@ -59,6 +60,7 @@ class Density:
         threads: int,
         *,
         calls: int | None = None,
+        seconds: float | None = None,
     ) -> None:
         if dtype not in (torch.float64, torch.float32):
             raise Untraceable(f"numbers are {dtype}")
@@ -71,6 +73,8 @@ class Density:
         saved = _SECONDS_OF_TRACE + (calls or 0) * len(tape.operations) * _SECONDS_PER_OPERATION
         if calls is not None and compiling > saved:
             raise Untraceable("to compile it would take longer than it saves")
+        if seconds is not None and compiling > seconds:
+            raise Untraceable("to compile it would take too much of the time that there is")
         source = emit(lowered, dtype)
         self._library = compiler.load(source.text)
         self._arrays = _arrays(source, lowered.expressions, dtype)
