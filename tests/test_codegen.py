@@ -91,6 +91,8 @@ SHORT = {  # of six numbers
     torch.zeros(3, dtype=x.dtype).scatter_add(0, torch.tensor([0, 2, 2, 1, 0, 0]), x).exp().sum() +
     torch.eye(6, dtype=x.dtype).index_put((torch.arange(6), torch.arange(6)), x).exp().sum(),
     "constant": lambda x: x.sum() * 0 + 3,
+    "what is not a number": lambda x: torch.where(torch.isnan(x.log()), x**2, x.log()).sum() +
+    torch.nan_to_num(x.log(), 0.5, 1.0, -7.0).sum() + torch.where(torch.isinf(1 / x), x, 2 * x).sum(),
 }  # fmt: skip
 
 LONG = {  # of 120 numbers, most of them in loops
@@ -117,6 +119,8 @@ LONG = {  # of 120 numbers, most of them in loops
     "shared sums": lambda x: (torch.zeros(50, dtype=x.dtype).index_add(
         0, MANY[:100], x[:100]) ** 2).sum(),
     "joined": lambda x: (torch.cat([x[:60].exp(), x[60:]]) * torch.linspace(0, 1, 120)).sin().sum(),
+    "overlapping parts": lambda x: (x[:80] * ROW[:80]).sin().sum() + x[40:].exp().sum() + x[50] ** 2,
+    "of other coordinates": lambda x: LONG["overlapping parts"](0.1 * x.flip(0) + x.sum() / 100),
     "a mixture": lambda x: torch.logsumexp(
         torch.log_softmax(x[:3], 0) - (TALL[:, :1] - x[3:6]) ** 2 / x[6:9].exp(), -1).sum(),
     "running sums of columns": lambda x: (TALL * x[:2]).cumsum(1)[:, 1].tanh().sum(),

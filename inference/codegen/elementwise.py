@@ -144,6 +144,17 @@ def _isinf(make: Expressions, a: int) -> int:
     return make.apply("eq", make.apply("abs", a), make.constant(math.inf))
 
 
+def _nan_to_num(
+    make: Expressions, a: int, nan: Any = None, above: Any = None, below: Any = None
+) -> int:
+    if above is None or below is None:
+        raise Untraceable("an infinite number is replaced by the largest")
+    for value, other in ((math.inf, above), (-math.inf, below)):
+        here = make.apply("eq", a, make.constant(value))
+        a = make.apply("where", here, make.constant(float(other)), a)
+    return make.apply("where", make.apply("ne", a, a), make.constant(float(nan or 0.0)), a)
+
+
 def _addcmul(make: Expressions, a: int, b: int, c: int, *, value: float = 1) -> int:
     return make.apply("add", a, _times(make, make.apply("mul", b, c), value))
 
@@ -198,6 +209,7 @@ ELEMENTWISE: dict[str, tuple[int, Formula]] = {
     "bitwise_not": _unary("not"),
     "isnan": (1, _isnan),
     "isinf": (1, _isinf),
+    "nan_to_num": (1, _nan_to_num),
     "exp": _unary("exp"),
     "expm1": _unary("expm1"),
     "log": _unary("log"),

@@ -134,7 +134,7 @@ void density(int64_t chains, const real *x, real *value, real *gradient, void *c
             for segment in args[0] if kind == "placed" else ():
                 if segment.length == 0 and plan.level(segment.node) == level:
                     place = f"arrays[{self._at(array)} + (g + w) * {size} + {segment.start}]"
-                    store(segment.node, place)
+                    store(segment.node, place, "+=")
         if not lines:
             return ""
         loading = (
@@ -236,7 +236,7 @@ void density(int64_t chains, const real *x, real *value, real *gradient, void *c
                     if segment.length == loop.length and plan.level(segment.node) == loop.level:
                         value = text.operand(segment.node, reference)
                         place = _affine(segment.start, segment.step)
-                        lines.append(f"{array(a)}[{place}] = {value};")
+                        lines.append(f"{array(a)}[{place}] += {value};")
                 continue
             node = args[1] if kind == "dots" else args[0]
             outer.append(f"real r{a}[{block}];")
@@ -347,10 +347,8 @@ static void loop{number}(const struct data *data, const int64_t part, const int6
 
 def _covers(segments: tuple[Segment, ...], size: int) -> bool:
     """Whether segments fill a vector, each place once."""
-    places = torch.zeros(size, dtype=torch.int64)
-    for start, step, length, _ in segments:
-        places[start : start + step * max(length, 1) : step] += 1
-    return bool((places == 1).all())
+    filled = [place for segment in segments for place in segment.places()]
+    return len(filled) == size and len(set(filled)) == size
 
 
 def _affine(start: int, step: int) -> str:

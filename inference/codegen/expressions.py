@@ -38,12 +38,19 @@ class Segment(NamedTuple):
     length: int
     node: int
 
+    def places(self) -> range:
+        """The places that it has in the vector."""
+        if self.length == 0:
+            return range(self.start, self.start + 1)
+        return range(self.start, self.start + self.step * self.length, self.step)
+
 
 class Array(NamedTuple):
     """A vector in memory, one for each chain.
 
-    ``kind``: ``placed`` (segments), ``dots`` (matrix, node: the sums over i of each row times the
-    node), ``scatter`` (node, node of positions: sums by position).
+    ``kind``: ``placed`` (segments, which add up where they overlap), ``dots`` (matrix, node: the
+    sums over i of each row times the node), ``scatter`` (node, node of positions: sums by
+    position).
     """
 
     kind: str
@@ -199,9 +206,11 @@ class Expressions:
         """One number of an array."""
         kind, args, _ = self.arrays[array]
         if kind == "placed":
-            for segment in args:
-                if segment.length == 0 and segment.start == position:
-                    return segment.node
+            here = [segment for segment in args[0] if position in segment.places()]
+            if not here:
+                return self.constant(0.0)
+            if len(here) == 1 and here[0].length == 0:
+                return here[0].node
         return self.make("entry", array, position)
 
     def gather(self, array: int, positions: int) -> int:
@@ -323,17 +332,23 @@ class Expressions:
         elif op == "where":
             if args[1] == args[2]:
                 return args[1]
-            if first.op in ("eq", "ne") and first.args[0] == first.args[1]:
-                return args[1] if first.op == "eq" else args[2]
+            always = self._always(args[0])
+            if always is not None:
+                return args[1] if always else args[2]
         elif op in ("and", "or"):
             for i in (0, 1):
-                node = self.nodes[args[i]]
-                if node.op in ("eq", "ne") and node.args[0] == node.args[1]:
-                    holds = node.op == "eq"
-                    return args[1 - i] if holds == (op == "and") else args[i]
+                always = self._always(args[i])
+                if always is not None:
+                    return args[1 - i] if always == (op == "and") else args[i]
         elif op == "pow" and values[1] is not None:
             return self._power(args[0], values[1])
         return None
+
+    def _always(self, condition: int) -> bool | None:
+        """Whether a condition always holds, or never does: see ``apply_boolean``."""
+        op, args, _ = self.nodes[condition]
+        constant = op in ("eq", "ne") and args[0] == args[1] and self.known(args[0]) == 0
+        return (op == "eq") if constant else None
 
     def _choice(self, op: str, args: tuple[int, ...], values: list[float | None]) -> int | None:
         """The condition itself, where one of two constants that it chooses is compared."""
