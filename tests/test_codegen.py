@@ -104,7 +104,7 @@ LONG = {  # of 120 numbers, most of them in loops
     "backwards": lambda x: -((x - 0.5 * x.flip(0)) ** 2).sum() - x[5:110:3].exp().sum(),
     "extremes": lambda x: torch.logsumexp(x[1:], 0) + x[2:].amax() + x[3:].amin() ** 2,
     "two levels": lambda x: ((x - x.mean()) ** 2 / (1 + x.var())).sum() + torch.softmax(x, 0)[3:].log().sum(),
-    "data": lambda x: torch.distributions.Normal(x[0] + x[1] * TALL[:, 0], x[2].exp()).log_prob(TALL[:, 1]).sum() - (x[3:] ** 2).sum(),
+    "data": lambda x: torch.distributions.Normal(x[0] + x[1] * TALL[:, 0], x[2].exp(), validate_args=False).log_prob(TALL[:, 1]).sum() - (x[3:] ** 2).sum(),
     "flags": lambda x: torch.where(FLAGS, x[0] * ROW, x[1] - ROW).tanh().sum() + (FLAGS * x[2]).sum(),
     "wide matrix": lambda x: torch.nn.functional.softplus(WIDE @ x[:40] + x[40]).sum() + (x**2).sum(),
     "narrow matrix": lambda x: (TALL @ x[7:9]).cos().sum(),
