@@ -25,7 +25,7 @@ from pyro.infer.mcmc.util import TraceEinsumEvaluator
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to, dirichlet
+from torch.distributions import biject_to, dirichlet, transforms
 from torch.func import vmap
 from torch.overrides import TorchFunctionMode
 
@@ -142,7 +142,7 @@ class Program:
                 self.discrete.append(DiscreteSite(site["name"], distribution.batch_shape, support))
                 continue
             shape = distribution.shape()
-            unconstrained = torch.Size(biject_to(distribution.support).inverse_shape(shape))
+            unconstrained = _inverse_shape(biject_to(distribution.support), shape)
             self.sites.append(Site(site["name"], shape, unconstrained, offset))
             offset += unconstrained.numel()
         self.dim = offset
@@ -695,7 +695,7 @@ class _Initialise(Messenger):
             return
         distribution = msg["fn"]
         transform = biject_to(distribution.support)
-        shape = transform.inverse_shape(distribution.shape())
+        shape = _inverse_shape(transform, distribution.shape())
         unit = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
         parameter = _parameter(distribution)
         value = (4 * unit - 2).to(device=parameter.device, dtype=parameter.dtype)
@@ -834,6 +834,24 @@ def _enumerate_support(name: str, distribution: Any) -> Tensor:
             f"({type(distribution).__name__}); truncate it to a Categorical, or marginalise it"
         ) from error
     return support.reshape(support.shape[0], *distribution.event_shape)
+
+
+def _inverse_shape(transform: Any, shape: torch.Size) -> torch.Size:
+    """The shape that a transform maps to ``shape``.
+
+    An affine map by numbers keeps it; PyTorch finds that out by a module that imports SymPy.
+    """
+    if isinstance(transform, transforms.ComposeTransform):
+        for part in reversed(transform.parts):
+            shape = _inverse_shape(part, shape)
+        return shape
+    if isinstance(transform, transforms.IndependentTransform):
+        return _inverse_shape(transform.base_transform, shape)
+    if isinstance(transform, transforms.AffineTransform):
+        numbers = (transform.loc, transform.scale)
+        if not any(isinstance(number, Tensor) and number.dim() for number in numbers):
+            return shape
+    return torch.Size(transform.inverse_shape(shape))
 
 
 def _parameter(distribution: Any) -> Tensor:
