@@ -95,6 +95,11 @@ SHORT = {  # of six numbers
     torch.nan_to_num(x.log(), 0.5, 1.0, -7.0).sum() + torch.where(torch.isinf(1 / x), x, 2 * x).sum(),
 }  # fmt: skip
 
+
+def ends(v):
+    return v[:20].tanh().sum() + v[5:].sin().sum()
+
+
 LONG = {  # of 120 numbers, most of them in loops
     "latent rows": lambda x: -0.5 * (x**2).sum() - torch.logaddexp(x[:1], x[20:]).sum(),
     "two columns": lambda x: -(x.view(60, 2) ** 2).sum() - (x.view(60, 2)[:, 0] *
@@ -119,6 +124,9 @@ LONG = {  # of 120 numbers, most of them in loops
     "shared sums": lambda x: (torch.zeros(50, dtype=x.dtype).index_add(
         0, MANY[:100], x[:100]) ** 2).sum(),
     "joined": lambda x: (torch.cat([x[:60].exp(), x[60:]]) * torch.linspace(0, 1, 120)).sin().sum(),
+    "sums of products": lambda x: (WIDE @ x[:40]).mean() ** 2 + (WIDE.T.double()[:30] @ x[:1].expand(
+        200)).tanh().sum() + torch.where(x[0] > 2.5, (WIDE @ x[:40]).sum(), 0.0 * x[1]),
+    "parts of parts": lambda x: ends(x[:40].view(10, 4).T.reshape(-1) * x[:40]),
     "overlapping parts": lambda x: (x[:80] * ROW[:80]).sin().sum() + x[40:].exp().sum() + x[50] ** 2,
     "of other coordinates": lambda x: LONG["overlapping parts"](0.1 * x.flip(0) + x.sum() / 100),
     "a mixture": lambda x: torch.logsumexp(
@@ -228,6 +236,9 @@ REFUSED = {
         "not known to the code generator",
     ),
     "two long axes": (lambda x: torch.outer(x, x).exp().sum(), 200, "long ax"),
+    "whole numbers": (lambda x: (x.relu().long() * x).sum(), 6, "numbers become"),
+    "bits": (lambda x: ((x > 0).sum() & 2) * x.sum(), 6, "bits of numbers"),
+    "some rows": (lambda x: x.view(3, 2).gather(1, torch.tensor([[1]])).sum(), 6, "some rows only"),
     "half precision": (lambda x: x.sum(), 6, "numbers are torch.float16"),
 }
 

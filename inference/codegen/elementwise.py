@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from inference.codegen.expressions import Expressions
+from inference.codegen.expressions import BOOLEAN, Expressions
 from inference.codegen.tape import Untraceable
 
 Formula = Callable[..., int]
@@ -21,6 +21,8 @@ def _binary(op: str) -> tuple[int, Formula]:
 
 
 def _add(make: Expressions, a: int, b: int, *_: Any, alpha: float = 1, **__: Any) -> int:
+    if make.nodes[a].op in BOOLEAN and make.nodes[b].op in BOOLEAN:
+        return make.apply("or", a, b)
     return make.apply("add", a, b if alpha == 1 else _times(make, b, alpha))
 
 
@@ -30,6 +32,15 @@ def _sub(make: Expressions, a: int, b: int, *_: Any, alpha: float = 1, **__: Any
 
 def _rsub(make: Expressions, a: int, b: int, alpha: float = 1) -> int:
     return make.apply("sub", b, a if alpha == 1 else _times(make, a, alpha))
+
+
+def _bitwise(op: str) -> tuple[int, Formula]:
+    def formula(make: Expressions, *nodes: int) -> int:
+        if not all(make.nodes[node].op in BOOLEAN for node in nodes):
+            raise Untraceable("bits of numbers")
+        return make.apply(op, *nodes)
+
+    return (1 if op == "not" else 2), formula
 
 
 def _times(make: Expressions, a: int, factor: float) -> int:
@@ -204,9 +215,9 @@ ELEMENTWISE: dict[str, tuple[int, Formula]] = {
     "logical_and": _binary("and"),
     "logical_or": _binary("or"),
     "logical_not": _unary("not"),
-    "bitwise_and": _binary("and"),
-    "bitwise_or": _binary("or"),
-    "bitwise_not": _unary("not"),
+    "bitwise_and": _bitwise("and"),
+    "bitwise_or": _bitwise("or"),
+    "bitwise_not": _bitwise("not"),
     "isnan": (1, _isnan),
     "isinf": (1, _isinf),
     "nan_to_num": (1, _nan_to_num),

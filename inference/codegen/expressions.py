@@ -209,8 +209,11 @@ class Expressions:
             here = [segment for segment in args[0] if position in segment.places()]
             if not here:
                 return self.constant(0.0)
-            if len(here) == 1 and here[0].length == 0:
-                return here[0].node
+            if not any(segment.length for segment in here):
+                total = here[0].node
+                for segment in here[1:]:
+                    total = self.apply("add", total, segment.node)
+                return total
         return self.make("entry", array, position)
 
     def gather(self, array: int, positions: int) -> int:

@@ -159,6 +159,8 @@ def _summed(
     where = int(context.values.of_constant(positions).items.reshape(-1)[0])
     columns = []
     for node in source.items.reshape(-1).tolist():
+        if make.nodes[where].length == 0 and make.nodes[node].length == 0:
+            raise Untraceable("equal elements are added up at one position")
         array = make.array("scatter", make.number(node), where, size=size)
         columns.append(context.from_memory(array, size))
     rest = [n for a, n in enumerate(source.items.shape) if a != axis]
@@ -173,6 +175,7 @@ def gather(context: Context, a: Any, axis: int, positions: Any, **_: Any) -> Low
     axis %= value.items.ndim
     if axis in (value.axis, where.axis):
         raise Untraceable("elements are looked up along a long axis")
+    _same_but(value, where, axis)
     make = context.make
     size = value.items.shape[axis]
 
@@ -184,6 +187,13 @@ def gather(context: Context, a: Any, axis: int, positions: Any, **_: Any) -> Low
         return result
 
     return context.each(pick, where, *(context.part(value, axis, k) for k in range(size)))
+
+
+def _same_but(value: Value, positions: Value, axis: int) -> None:
+    """Refuse positions that are fewer than the elements along another axis."""
+    pairs = enumerate(zip(value.shape, positions.shape, strict=True))
+    if any(a != b for k, (a, b) in pairs if k != axis):
+        raise Untraceable("positions of some rows only")
 
 
 @operation("scatter")
@@ -202,6 +212,7 @@ def _put(context: Context, a: Any, axis: int, positions: Any, source: Any, *, ad
     axis %= base.items.ndim
     if axis in (base.axis, where.axis) or math.prod(base.items.shape) > LONG * LONG:
         raise Untraceable("elements are put along a long axis")
+    _same_but(base, where, axis)
     make, parts = context.make, []
     for k in range(base.items.shape[axis]):
         part = context.part(base, axis, k)

@@ -6,9 +6,10 @@ import math
 from typing import Any
 
 import numpy as np
+import torch
 
 from inference.codegen.context import Context, Lowered, operation
-from inference.codegen.expressions import Segment
+from inference.codegen.expressions import BOOLEAN, Segment
 from inference.codegen.tape import Untraceable
 from inference.codegen.values import LONG, Placed, Value
 
@@ -16,8 +17,16 @@ _WHOLE = 128  # elements of an axis of which a part is put among zeros
 
 
 @operation("detach", "alias", "clone", "contiguous", "lift_fresh_copy", "_to_copy", "to")
-def same(context: Context, a: Any, *_: Any, **__: Any) -> Lowered:
-    return context.get(a)
+def same(context: Context, a: Any, *_: Any, dtype: Any = None, **__: Any) -> Lowered:
+    lowered = context.get(a)
+    if dtype in (None, torch.float32, torch.float64):
+        return lowered
+    make = context.make
+    if not isinstance(lowered, Value) or not all(
+        make.nodes[node].op in BOOLEAN for node in lowered.items.reshape(-1).tolist()
+    ):
+        raise Untraceable(f"numbers become {dtype}")
+    return lowered
 
 
 @operation("copy")
