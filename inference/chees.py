@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -64,17 +64,6 @@ class ChEES(SharedLength):
         >>> fit(LogisticRegression(), data, ChEES(superchains=4, warmup=300, draws=100)).status
         'ok'
     """
-
-    target_acceptance: float = 0.8
-
-    target_acceptance_rate: ClassVar[float | None] = 0.8
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.positive("target_acceptance", below=1)
-
-    def acceptance_target(self, dim: int) -> float | None:
-        return None if self.step_size is not None else self.target_acceptance
 
     def first_length(self, dim: int) -> float:
         return math.pi / 2

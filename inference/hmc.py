@@ -92,7 +92,55 @@ def reasonable_step_size(
 
 
 @dataclass(frozen=True)
-class HMC(Sampler):
+class Hamiltonian(Sampler):
+    """What samplers that move by leapfrogs share; use ``HMC``, ``NUTS``, ``ChEES`` or ``MALA``."""
+
+    step_size: float | None = None
+    target_acceptance: float = 0.8
+    mass: MassChoice = "auto"
+
+    target_acceptance_rate: ClassVar[float | None] = 0.8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.one_of(mass=("auto", "diagonal", "dense"))
+        self.positive("step_size")
+        self.positive("target_acceptance", below=1)
+
+    def mass_matrix(self, dim: int) -> Mass:
+        return resolve(self.mass, dim)
+
+    def acceptance_target(self, dim: int) -> float | None:
+        return None if self.step_size is not None else self.target_acceptance
+
+    def first_step_size(self, target: Target, x: Tensor, tuning: Tuning, noise: Noise) -> Tensor:
+        if self.step_size is not None:
+            return torch.full_like(tuning.step_size, self.step_size)
+        return reasonable_step_size(target, x, tuning, noise)
+
+
+@dataclass(frozen=True)
+class Prepared(Hamiltonian):
+    """What ``HMC`` and ``NUTS`` share besides: how warm-up begins and ends."""
+
+    starts: Starts = "uniform"
+    adapt: Adapt = "throughout"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.one_of(starts=("uniform", "pathfinder"), adapt=("until converged", "throughout"))
+
+    @property
+    def warm(self) -> bool:
+        return self.starts == "pathfinder"
+
+    @property
+    def ends_early(self) -> bool:
+        return self.adapt == "until converged"
+
+
+@dataclass(frozen=True)
+class HMC(Prepared):
     """Hamiltonian Monte Carlo with a fixed number of leapfrog steps.
 
     The step size of each transition is multiplied by a uniform factor in 1 +- ``jitter``, so that
@@ -114,47 +162,18 @@ class HMC(Sampler):
     """
 
     steps: int = 16
-    step_size: float | None = None
-    target_acceptance: float = 0.8
-    mass: MassChoice = "auto"
     jitter: float = 0.2
-    starts: Starts = "uniform"
-    adapt: Adapt = "throughout"
 
     uniforms: ClassVar[int] = 2
-    target_acceptance_rate: ClassVar[float | None] = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(steps=1, jitter=0)
-        self.one_of(mass=("auto", "diagonal", "dense"), starts=("uniform", "pathfinder"))
-        self.one_of(adapt=("until converged", "throughout"))
-        self.positive("step_size")
-        self.positive("target_acceptance", below=1)
         if self.jitter >= 1:
             raise EngineError(f"HMC(jitter={self.jitter!r}): give a number below 1")
 
     def evaluations(self) -> int:
         return (self.warmup + self.draws) * self.steps
-
-    @property
-    def warm(self) -> bool:
-        return self.starts == "pathfinder"
-
-    @property
-    def ends_early(self) -> bool:
-        return self.adapt == "until converged"
-
-    def mass_matrix(self, dim: int) -> Mass:
-        return resolve(self.mass, dim)
-
-    def acceptance_target(self, dim: int) -> float | None:
-        return None if self.step_size is not None else self.target_acceptance
-
-    def first_step_size(self, target: Target, x: Tensor, tuning: Tuning, noise: Noise) -> Tensor:
-        if self.step_size is not None:
-            return torch.full_like(tuning.step_size, self.step_size)
-        return reasonable_step_size(target, x, tuning, noise)
 
     def init(self, target: Target, x: Tensor, tuning: Tuning, randomness: Randomness) -> Phase:
         return Phase(x, *target.log_density_and_grad(x))

@@ -14,48 +14,26 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from inference.engine import Posterior, Problem
 from inference.finding import Finding
-from inference.hmc import DIVERGENCE, Phase, energy, leapfrog, reasonable_step_size
+from inference.hmc import DIVERGENCE, Hamiltonian, Phase, energy, leapfrog
 from inference.mh import metropolis
-from inference.sampling import Info, Randomness, Sampler, Tuning
+from inference.sampling import Info, Randomness, Tuning
 from inference.target import Target
-from inference.warmup import Mass, MassChoice, resolve
 from ppl_models.noise import Noise
 
 
 @dataclass(frozen=True)
-class Langevin(Sampler):
+class Langevin(Hamiltonian):
     """What both chains share; use ``MALA`` or ``ULA``."""
 
     thin: int = 10
-    step_size: float | None = None
     target_acceptance: float = 0.574
-    mass: MassChoice = "auto"
-
-    target_acceptance_rate: ClassVar[float | None] = 0.574
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.one_of(mass=("auto", "diagonal", "dense"))
-        self.positive("step_size")
-        self.positive("target_acceptance", below=1)
-
-    def mass_matrix(self, dim: int) -> Mass:
-        return resolve(self.mass, dim)
-
-    def acceptance_target(self, dim: int) -> float | None:
-        return None if self.step_size is not None else self.target_acceptance
-
-    def first_step_size(self, target: Target, x: Tensor, tuning: Tuning, noise: Noise) -> Tensor:
-        if self.step_size is not None:
-            return torch.full_like(tuning.step_size, self.step_size)
-        return reasonable_step_size(target, x, tuning, noise)
 
     def init(self, target: Target, x: Tensor, tuning: Tuning, randomness: Randomness) -> Phase:
         return Phase(x, *target.log_density_and_grad(x))

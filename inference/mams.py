@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,15 +69,6 @@ class MAMS(SharedLength):
     """
 
     target_acceptance: float = 0.9
-
-    target_acceptance_rate: ClassVar[float | None] = 0.9
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.positive("target_acceptance", below=1)
-
-    def acceptance_target(self, dim: int) -> float | None:
-        return None if self.step_size is not None else self.target_acceptance
 
     def check(self, model: Any, program: Program) -> None:
         super().check(model, program)

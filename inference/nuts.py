@@ -17,12 +17,11 @@ from torch import Tensor
 from inference import nuts_cpu
 from inference.chain_count import chain_count
 from inference.engine import Problem
-from inference.hmc import DIVERGENCE, Phase, leapfrog, reasonable_step_size
-from inference.pathfinder import Starts
-from inference.sampling import Block, Info, Randomness, Sampler, Tuning
+from inference.hmc import DIVERGENCE, Phase, Prepared, leapfrog
+from inference.sampling import Block, Info, Randomness, Tuning
 from inference.stopping import Until
 from inference.target import Target
-from inference.warmup import Adapt, Averaging, Mass, MassChoice, resolve
+from inference.warmup import Averaging
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -68,7 +67,7 @@ class Tree(NamedTuple):
 
 
 @dataclass(frozen=True)
-class NUTS(Sampler):
+class NUTS(Prepared):
     """The no-U-turn sampler: HMC that chooses its path length, with nothing to tune by hand.
 
     Args:
@@ -90,24 +89,14 @@ class NUTS(Sampler):
     """
 
     chains: int | Literal["auto"] = 4  # pyright: ignore[reportIncompatibleVariableOverride]
-    target_acceptance: float = 0.8
     max_depth: int = 10
-    mass: MassChoice = "auto"
-    step_size: float | None = None
-    starts: Starts = "uniform"
-    adapt: Adapt = "throughout"
 
     chooses_chains: ClassVar[bool] = True
     uniforms: ClassVar[int] = 3
-    target_acceptance_rate: ClassVar[float | None] = 0.8
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(max_depth=1)
-        self.one_of(mass=("auto", "diagonal", "dense"), starts=("uniform", "pathfinder"))
-        self.one_of(adapt=("until converged", "throughout"))
-        self.positive("step_size")
-        self.positive("target_acceptance", below=1)
 
     def check_until(self, until: Until) -> None:
         super().check_until(until)
@@ -128,25 +117,6 @@ class NUTS(Sampler):
 
     def evaluations(self) -> int:
         return (self.warmup + self.draws) * self.thin * 16
-
-    @property
-    def warm(self) -> bool:
-        return self.starts == "pathfinder"
-
-    @property
-    def ends_early(self) -> bool:
-        return self.adapt == "until converged"
-
-    def mass_matrix(self, dim: int) -> Mass:
-        return resolve(self.mass, dim)
-
-    def acceptance_target(self, dim: int) -> float | None:
-        return None if self.step_size is not None else self.target_acceptance
-
-    def first_step_size(self, target: Target, x: Tensor, tuning: Tuning, noise: Noise) -> Tensor:
-        if self.step_size is not None:
-            return torch.full_like(tuning.step_size, self.step_size)
-        return reasonable_step_size(target, x, tuning, noise)
 
     def init(self, target: Target, x: Tensor, tuning: Tuning, randomness: Randomness) -> Any:
         phase = Phase(x, *target.log_density_and_grad(x))

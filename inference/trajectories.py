@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from inference.engine import Posterior, Problem
-from inference.hmc import DIVERGENCE, Phase, reasonable_step_size
+from inference.hmc import DIVERGENCE, Hamiltonian, Phase
 from inference.mh import metropolis
-from inference.sampling import Adapting, Info, Randomness, Sampler, Tuning
+from inference.sampling import Adapting, Info, Randomness, Tuning
 from inference.target import Target
-from inference.warmup import Mass, MassChoice, Window, resolve
+from inference.warmup import Window
 from ppl_models.errors import EngineError
 from ppl_models.noise import Noise
 
@@ -74,12 +74,10 @@ class Journey(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SharedLength(Sampler):
+class SharedLength(Hamiltonian):
     """A sampler whose chains share the length of their trajectories; use ``ChEES`` or ``MAMS``."""
 
     chains: int = 64
-    step_size: float | None = None
-    mass: MassChoice = "auto"
     max_steps: int = 1000
     superchains: int | None = None
 
@@ -88,8 +86,6 @@ class SharedLength(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.at_least(chains=2, max_steps=1)
-        self.one_of(mass=("auto", "diagonal", "dense"))
-        self.positive("step_size")
         if self.superchains is not None:
             self.at_least(superchains=2)
             if self.chains % self.superchains or self.chains == self.superchains:
@@ -135,17 +131,6 @@ class SharedLength(Sampler):
 
     def evaluations(self) -> int:
         return (self.warmup + self.draws) * self.thin * _FIRST
-
-    def mass_matrix(self, dim: int) -> Mass:
-        return resolve(self.mass, dim)
-
-    def acceptance_target(self, dim: int) -> float | None:
-        return None if self.step_size is not None else self.target_acceptance_rate
-
-    def first_step_size(self, target: Target, x: Tensor, tuning: Tuning, noise: Noise) -> Tensor:
-        if self.step_size is not None:
-            return torch.full_like(tuning.step_size, self.step_size)
-        return reasonable_step_size(target, x, tuning, noise)
 
     def path(self, dim: int) -> Path:
         return Path(math.log(self.first_length(dim)), 0, ARRIVING)
