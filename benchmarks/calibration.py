@@ -17,7 +17,8 @@ import pandas as pd
 import torch
 
 from inference import HMC, MH, NUTS, Gibbs, sbc
-from inference.sampling import Randomness, Sampler
+from inference.chains import Randomness
+from inference.sampling import Sampler
 from ppl_models import GaussianMixture, ORing
 from tests.targets import NormalMeanVariance
 

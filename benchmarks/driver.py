@@ -18,9 +18,9 @@ from numba import carray, cfunc, types
 from torch import Tensor
 
 from inference import NUTS, Target
+from inference.chains import Tuning
 from inference.hmc import Phase, trajectory
 from inference.native import Native
-from inference.sampling import Tuning
 from ppl_models import Noise
 
 ROUNDS, STEPS = 5, 20_000

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from inference import warmup
+from inference.chains import Tuning
 from inference.engine import Engine, Posterior, Problem
 from inference.finding import Finding
 from inference.hmc import HMC
@@ -29,7 +30,7 @@ from inference.moves import transition
 from inference.proposal import Proposal
 from inference.row_wise import check_sampler
 from inference.rows import Rows, against, pooled_scale
-from inference.sampling import Sampler, Tuning
+from inference.sampling import Sampler
 from inference.smc import systematic
 from inference.tempering import Tempered, difference
 from ppl_models.base import HasRows, Model, Params

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from inference.chains import Tuning
 from inference.hmc import Phase, energy, trajectory
-from inference.sampling import Adapting, Tuning
+from inference.sampling import Adapting
 from inference.target import Target
 from inference.trajectories import Journey, Path, SharedLength
 from inference.warmup import Window, unstretch

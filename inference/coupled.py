@@ -9,11 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from inference.chains import Randomness, Tuning
 from inference.engine import Problem
 from inference.gibbs import Gibbs
 from inference.mh import MH, Point, metropolis
 from inference.moves import tuned
-from inference.sampling import Randomness, Sampler, Tuning
+from inference.sampling import Sampler
 from inference.target import Target
 from inference.warmup import stretch
 from ppl_models.errors import EngineError

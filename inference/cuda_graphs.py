@@ -80,8 +80,7 @@ class StepGraph:
         given, layout = tree_flatten(moving)
         return (
             layout == self._layout
-            and [part.shape for part in given if isinstance(part, Tensor)]
-            == [part.shape for part in self._moving if isinstance(part, Tensor)]
+            and _kinds(given) == _kinds(self._moving)
             and _settings(moving) == _settings(self._moving)
         )
 
@@ -124,6 +123,10 @@ def cuda_graph(once: Callable[[], None], device: torch.device) -> Callable[[], N
 def _own(moving: Moving) -> tuple[list[Any], Any]:
     parts, layout = tree_flatten(moving)
     return [_copy(part) for part in parts], layout
+
+
+def _kinds(parts: list[Any]) -> list[Any]:
+    return [(part.shape, part.dtype) for part in parts if isinstance(part, Tensor)]
 
 
 def _settings(moving: Any) -> list[Any]:

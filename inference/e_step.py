@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from inference import row_weights
+from inference.chains import Tuning
 from inference.engine import Problem
 from inference.moves import transition
 from inference.program import Program
 from inference.proposal import Proposal
 from inference.replicated import chains_of
 from inference.rows import Rows, drawn, pooled_scale
-from inference.sampling import Sampler, Tuning
+from inference.sampling import Sampler
 from inference.warmup import Mass
 from ppl_models.base import Data, Params
 from ppl_models.errors import EngineError

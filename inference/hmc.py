@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from inference import leapfrog_cpu
+from inference.chains import Info, Randomness, Tuning
 from inference.pathfinder import Starts
-from inference.sampling import Info, Randomness, Sampler, Tuning
+from inference.sampling import Sampler
 from inference.target import Target
 from inference.warmup import Adapt, Mass, MassChoice, resolve, stretch, whiten
 from ppl_models.errors import EngineError

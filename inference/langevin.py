@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from inference.chains import Info, Randomness, Tuning
 from inference.engine import Posterior, Problem
 from inference.finding import Finding
 from inference.hmc import DIVERGENCE, Hamiltonian, Phase, energy, leapfrog
 from inference.mh import metropolis
-from inference.sampling import Info, Randomness, Tuning
 from inference.target import Target
 from ppl_models.noise import Noise
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from inference import mams_cpu
+from inference.chains import Tuning
 from inference.hmc import Phase
 from inference.program import Program
-from inference.sampling import Adapting, Tuning
+from inference.sampling import Adapting
 from inference.target import Target
 from inference.trajectories import LEARNING, Journey, Path, SharedLength
 from inference.warmup import Moments, Window, stretch, whiten

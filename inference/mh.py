@@ -9,9 +9,10 @@ from typing import Any, ClassVar, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
+from inference.chains import Info, Randomness, Tuning
 from inference.engine import Posterior, Problem
 from inference.proposal import Proposal
-from inference.sampling import Info, Randomness, Sampler, Tuning
+from inference.sampling import Sampler
 from inference.target import Target
 from inference.warmup import Mass, MassChoice, resolve, stretch
 from ppl_models.noise import Noise

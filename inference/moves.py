@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from inference.sampling import Sampler, Tuning
+from inference.chains import Tuning
+from inference.sampling import Sampler
 from inference.target import Target
 from ppl_models.noise import Noise
 

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from inference import nuts_cpu
 from inference.chain_count import chain_count
+from inference.chains import Block, Info, Randomness, Tuning
 from inference.engine import Problem
 from inference.hmc import DIVERGENCE, Phase, Prepared, leapfrog
-from inference.sampling import Block, Info, Randomness, Tuning
 from inference.stopping import Until
 from inference.target import Target
 from inference.warmup import Averaging

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from inference import nuts_loop
+from inference.chains import Block, History, Randomness, Tuning
 from inference.hmc import Phase
 from inference.leapfrog_cpu import scale_of
 from inference.nuts_loop import (
@@ -20,7 +21,6 @@ from inference.nuts_loop import (
     Settings,
     Stream,
 )
-from inference.sampling import Block, History, Randomness, Tuning
 from inference.target import Target
 from inference.warmup import Averaging
 from ppl_models.noise import Noise

@@ -238,7 +238,9 @@ class Pathfinder(Engine):
     proposes draws, a fifth of them as a Cauchy with the same scales (Hesterberg 1995), since what
     normals never reach k-hat could not tell. They are weighted against the mixture of all paths'
     proposals, so that paths that meet do not count twice, smoothed (``psis``) and resampled; k-hat
-    says whether they can be trusted. The log evidence, log p(data), is estimated as by
+    says whether they can be trusted, though not surely: what no draw has reached it cannot count.
+    (Of 20 seeds on a banana, b = a^2 with an sd of 0.1 about it, 19 are told of, and one passes
+    with an sd of a of 0.82 instead of 1.) The log evidence, log p(data), is estimated as by
     ``ImportanceSampling``.
 
     Args:

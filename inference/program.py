@@ -186,8 +186,9 @@ class Program:
         nested = max((-frame.dim for frame in frames if frame.vectorized), default=0)
         self.plate_nesting = max(nested, plate_nesting)
         self.random = None if self.subsampled else self._random_site(first)
-        # of the log density, for targets to share; weights that change are none of its constants
-        self.compiled = None if self.parameters else Attempt()
+        # of the log density, for targets to share; what changes is none of its constants
+        buffers = isinstance(model, nn.Module) and any(True for _ in model.buffers())
+        self.compiled = None if self.parameters or buffers else Attempt()
         if self.discrete and not self.subsampled and self.random is None:
             self._check_enumeration(first)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from inference import graph
 from inference.codegen.build import Attempt, Density
 from inference.codegen.compiler import CompilerError
+from inference.codegen.tape import Unrepaid
 from inference.graph import Tier, ValueAndGrad, logger
 from inference.native import Native
 from inference.program import Site
@@ -180,7 +181,8 @@ class Target:
         if self.tier not in ("auto", "compiled") or self.device.type != "cpu":
             return None
         if not self._c.tried and self.writes_c():
-            self._c.density, self._c.tried = self._written_as_c(x), True
+            density = self._written_as_c(x)
+            self._c.density, self._c.tried = density, True
         return self._c.density
 
     def _written_as_c(self, x: Tensor) -> Density | None:
@@ -193,6 +195,10 @@ class Target:
         except CompilerError as error:
             logger.warning("%s; the traced program is used, which is slower.", error)
             self._c.compiles = False
+            return None
+        except Unrepaid as error:
+            logger.debug("%s", error)
+            self._c = Attempt()  # of its own: another target may have more work ahead
             return None
         except Exception as error:  # a program may fail in its own way where it is recorded
             logger.debug("The program is not written as C (%s).", _line(error))

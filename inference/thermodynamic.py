@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from inference import warmup
+from inference.chains import History, Tuning
 from inference.engine import Engine, Posterior, Problem, TierChoice
 from inference.hmc import HMC
 from inference.mh import MH
-from inference.sampling import History, Tuning
 from inference.tempering import (
     Path,
     Reference,

@@ -16,10 +16,11 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from inference.chains import Info, Randomness, Tuning
 from inference.engine import Posterior, Problem
 from inference.hmc import DIVERGENCE, Hamiltonian, Phase
 from inference.mh import metropolis
-from inference.sampling import Adapting, Info, Randomness, Tuning
+from inference.sampling import Adapting
 from inference.target import Target
 from inference.warmup import Window
 from ppl_models.errors import EngineError

@@ -208,6 +208,16 @@ def test_what_is_not_a_number_stays_so():
     assert torch.isfinite(density(x)[0]).tolist() == finite
 
 
+def test_terms_of_no_weight_add_nothing():
+    def function(x):
+        none = torch.where(x > 5, x, -torch.inf)
+        return torch.logaddexp(none[0], none[1]).exp() + torch.logaddexp(none[0], x[1])
+
+    density = Density(function, 2, torch.float64, 1)
+    x = points(3, 2)
+    torch.testing.assert_close(density(x)[0], x[:, 1], rtol=0, atol=1e-15)
+
+
 # -- what is refused -------------------------------------------------------------------------------
 
 
@@ -217,6 +227,14 @@ def random(x):
 
 def branches(x):
     return x.sum() if x[0] > 0 else x.prod()
+
+
+def leaves_torch(x):
+    return x.sum() * (3.0 if x.detach().numpy()[0] > 2.5 else 1.0)
+
+
+def leaves_as_a_list(x):
+    return x.sum() * (3.0 if x.tolist()[0] > 2.5 else 1.0)
 
 
 def writes(x):
@@ -229,6 +247,8 @@ def writes(x):
 REFUSED = {
     "random numbers": (random, 6, "draws random numbers"),
     "a branch": (branches, 6, "depends on values"),
+    "an array": (leaves_torch, 6, "may depend on values"),
+    "a list": (leaves_as_a_list, 6, "may depend on values"),
     "a shared write": (writes, 6, "writes to a tensor that others share"),
     "unknown operation": (
         lambda x: torch.special.i0(x).sum(),

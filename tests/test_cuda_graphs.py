@@ -8,7 +8,7 @@ import torch
 
 import inference
 from inference import HMC, MALA, MH, NUTS, Target, fit, nuts_cpu, sampling, warmup
-from inference.sampling import Tuning
+from inference.chains import Tuning
 from ppl_models import Noise
 from tests.programs import CONTINUOUS
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from inference import HMC, MH, NUTS, Target, nuts_cpu, warmup
+from inference.chains import History, Randomness, Tuning
 from inference.hmc import Phase, energy, leapfrog
 from inference.mh import Independence, Offer, Point, Proposed, metropolis
 from inference.nuts import turns
-from inference.sampling import History, Randomness, Tuning
 from ppl_models import Noise
 from tests import natives
 

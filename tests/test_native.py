@@ -11,9 +11,9 @@ import torch
 from numba import types
 
 from inference import HMC, MAMS, NUTS, Target, Until, fit, nuts_cpu, stopping
+from inference.chains import Tuning
 from inference.hmc import Phase, leapfrog, trajectory
 from inference.recording import Recorder
-from inference.sampling import Tuning
 from ppl_models import Noise, noise_cpu
 from ppl_models.errors import EngineError
 from tests import natives

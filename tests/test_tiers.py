@@ -227,6 +227,18 @@ def test_auto_compiles_only_what_repays_the_compiler(monkeypatch):
             assert len(compilations) == expected
 
 
+def test_what_little_work_did_not_repay_is_compiled_for_more(monkeypatch):
+    monkeypatch.setattr(build, "_SECONDS_OF_TRACE", 0.0)
+    monkeypatch.setattr(graph, "compiled", fails)
+    with isolated(torch.float64):
+        program = PROGRAMS["line"].bound()
+        x = points(program)
+        for calls, written in [(201, False), (1_000_000, True), (201, True)]:
+            made = target(program, "auto", calls=calls, shared=program.compiled)
+            made.log_density_and_grad(x)
+            assert (made.native(x) is not None) == written
+
+
 def test_no_more_than_the_time_given_goes_into_compiling(monkeypatch):
     monkeypatch.setattr(graph, "compiled", fails)
     with isolated(torch.float64):

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from inference import MAMS, ChEES, Target, chees, mams, trajectories, warmup
+from inference.chains import Tuning
 from inference.chees import Ascent, derivative
 from inference.hmc import Phase
-from inference.sampling import Tuning
 from inference.trajectories import FIXED, halton
 from ppl_models import Noise
 from tests.statistics import quiet

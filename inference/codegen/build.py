@@ -15,7 +15,7 @@ from inference.codegen import compiler
 from inference.codegen.emission import Source, emit
 from inference.codegen.expressions import Expressions
 from inference.codegen.lowering import lower
-from inference.codegen.tape import Untraceable, record
+from inference.codegen.tape import Unrepaid, Untraceable, record
 from inference.native import Native
 
 _SECONDS_PER_NODE = 7e-4  # of the compiler
@@ -72,9 +72,9 @@ class Density:
         compiling = len(lowered.expressions.nodes) * _SECONDS_PER_NODE
         saved = _SECONDS_OF_TRACE + (calls or 0) * len(tape.operations) * _SECONDS_PER_OPERATION
         if calls is not None and compiling > saved:
-            raise Untraceable("to compile it would take longer than it saves")
+            raise Unrepaid("to compile it would take longer than it saves")
         if seconds is not None and compiling > seconds:
-            raise Untraceable("to compile it would take too much of the time that there is")
+            raise Unrepaid("to compile it would take too much of the time that there is")
         source = emit(lowered, dtype)
         self._library = compiler.load(source.text)
         self._arrays = _arrays(source, lowered.expressions, dtype)

@@ -118,7 +118,9 @@ def _cross_entropy(
 
 
 def _logaddexp(make: Expressions, a: int, b: int) -> int:
-    return make.apply("add", b, softplus(make, make.apply("sub", a, b)))
+    equal = make.apply("add", a, make.constant(math.log(2)))  # infinite ones have no difference
+    other = make.apply("add", b, softplus(make, make.apply("sub", a, b)))
+    return make.apply("where", make.apply("eq", a, b), equal, other)
 
 
 def _polygamma(make: Expressions, a: int, order: int) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
@@ -24,6 +25,8 @@ _READS = {  # operations whose results leave the tensors
     _aten.nonzero.default,
 }
 
+_TAKEN_OUT = {"numpy", "tolist", "__array__", "__dlpack__"}
+
 
 class Untraceable(Exception):  # noqa: N818  # not an error: another tier serves
     """Why a function cannot be recorded, or its operations cannot be written as C."""
@@ -34,6 +37,10 @@ class Symbol(NamedTuple):
 
     number: int
     shape: tuple[int, ...]
+
+
+class Unrepaid(Untraceable):
+    """The function could be compiled, but for the work ahead that would not pay."""
 
 
 class Operation(NamedTuple):
@@ -61,7 +68,7 @@ def record(function: Callable[[Tensor], Tensor], example: Tensor) -> Tape:
     """
     x = example.detach().clone().requires_grad_(True)
     recorder = _Recorder(x)
-    with torch.enable_grad(), recorder:
+    with torch.enable_grad(), recorder, _Readings(recorder):
         value = function(x)
         if value.requires_grad:
             (gradient,) = torch.autograd.grad(value, x, materialize_grads=True)
@@ -120,10 +127,13 @@ class _Recorder(TorchDispatchMode):
             return result
         if func in _READS:
             raise Untraceable("its course depends on values")
+        given = dict(zip((a.name for a in func._schema.arguments), args, strict=False)) | kwargs
         written = [
-            args[i]
-            for i, argument in enumerate(func._schema.arguments)
-            if argument.alias_info is not None and argument.alias_info.is_write and i < len(args)
+            given[argument.name]
+            for argument in func._schema.arguments
+            if argument.alias_info is not None
+            and argument.alias_info.is_write
+            and argument.name in given
         ]
         for tensor in written:
             others = self._shared.get(tensor.untyped_storage().data_ptr(), set())
@@ -134,6 +144,22 @@ class _Recorder(TorchDispatchMode):
         results = [self._new(each) if isinstance(each, Tensor) else None for each in flat]
         self.operations.append(Operation(func, arguments, keywords, results))
         return result
+
+
+class _Readings(TorchFunctionMode):
+    """Refuses what takes values out of tensors without the dispatcher's knowledge."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        name = getattr(func, "__name__", "")
+        if name in _TAKEN_OUT and isinstance(self._recorder.symbol(args[0]), Symbol):
+            raise Untraceable(f"its course may depend on values ({name})")
+        return func(*args, **(kwargs or {}))
 
 
 def _leaves(value: Any) -> list[Any]:
