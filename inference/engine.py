@@ -60,11 +60,7 @@ class Problem:
         return Noise.seeded(self.seed, chains, device=self.device, dtype=self.dtype)
 
     def target(self, tier: TierChoice, calls: int) -> Target:
-        """The log density of the continuous sites in unconstrained space.
-
-        Of limited time a tenth at most is spent on compiling, unless that is asked for.
-        """
-        seconds = None if tier == "compiled" else self.until.seconds
+        """The log density of the continuous sites in unconstrained space."""
         return Target(
             self.program.log_density,
             self.program.dim,
@@ -75,8 +71,16 @@ class Problem:
             describe=self.program.describe,
             watch=None if self.clock.seconds is None else self.clock.look,
             shared=self.program.compiled,
-            compiling=None if seconds is None else seconds / 10,
+            compiling=self.compiling(tier),
         )
+
+    def compiling(self, tier: TierChoice) -> float | None:
+        """Seconds that a compiler may take: a tenth of those of the fit; None for any.
+
+        Where compiling is asked for it may take any.
+        """
+        seconds = None if tier == "compiled" else self.until.seconds
+        return None if seconds is None else seconds / 10
 
     def precise(self, draws: Params | Tensor) -> Finding | None:
         """The finding that draws are as precise as ``until`` asks, if they are.

@@ -27,6 +27,7 @@ from inference.progress import bar
 from inference.recording import chunk_size
 from inference.stopping import Clock, Until
 from inference.target import Target
+from inference.threads import one_in_torch
 from ppl_models.base import Data, Model
 from ppl_models.data import as_fields
 from ppl_models.errors import EngineError
@@ -287,7 +288,8 @@ def fit(
     if isinstance(model, nn.Module):
         model = model.to(device=where, dtype=kind)
     title = type(engine).__name__
-    with isolated(kind, where), _threads(fields), bar(title, show=progress) as report:
+    small = _elements(fields) <= _THREADS_ABOVE
+    with isolated(kind, where), one_in_torch(small), bar(title, show=progress) as report:
         placed = _place(fields, where, kind)
         bound = engine.bound(model, placed)
         with isolated(kind, where, validate=True):
@@ -431,18 +433,6 @@ def _findings(posterior: Posterior, program: Program) -> list[Finding]:
     invariants = {name: _numpy(posterior.draws[name]) for name in posterior.invariants}
     superchains = posterior.attributes.get("superchains")
     return diagnostics.chains(draws, stats, invariants, superchains)
-
-
-@contextmanager
-def _threads(fields: Data) -> Iterator[None]:
-    """One thread for small problems, within the fit alone."""
-    before = torch.get_num_threads()
-    if _elements(fields) <= _THREADS_ABOVE:
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _elements(fields: Data) -> int:

@@ -22,6 +22,7 @@ class Native(NamedTuple):
     address: int  # of the function
     context: int  # its last argument
     keep: Any  # what must stay alive as long as the function is called
+    alone: int = 0  # for so many chains it takes one thread, and others may call it meanwhile
 
 
 _WORD = ir.IntType(8 * np.dtype(np.intp).itemsize)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -12,6 +13,7 @@ from inference import nuts_loop
 from inference.chains import Block, History, Randomness, Tuning
 from inference.hmc import Phase
 from inference.leapfrog_cpu import scale_of
+from inference.native import Native
 from inference.nuts_loop import (
     LAST_LOG_DENSITY,
     LAST_X,
@@ -22,10 +24,15 @@ from inference.nuts_loop import (
     Stream,
 )
 from inference.target import Target
+from inference.threads import allowed
 from inference.warmup import Averaging
 from ppl_models.noise import Noise
 
 _ROOM = 1 << 24  # bytes of finished transitions in a block
+_LANES = 16  # chains that a C function may take at once
+_LEAST = 16  # chains of a thread
+_WORTH_THREADS = 1000  # steps of one chain
+_NEVER = 1 << 62
 
 
 class Packed(NamedTuple):
@@ -92,38 +99,112 @@ def block(
     point = state.point
     chains = len(point)
     enough = most * chains if enough is None else enough
-    settings, stream = _settings(tuning, averaging, goal), _stream(noise)
+    settings = _settings(tuning, averaging, goal)
     if averaging is None:  # else the state's are those of the averaging, unrounded
         state.scalars[STEP_SIZE] = tuning.step_size.numpy()
     record = _record(state, most, enough)
-    given = state, stream, settings, record
     native = target.native(point)
     if native is not None:
-        leaf = state.vectors[LEAF_X]
-        room = np.empty_like(leaf[:, 0]), np.empty_like(leaf)
-        steps, _ = nuts_loop.run(native.address, native.context, *room, *given, first, most, enough)
+        steps = _steps(native, state, noise, settings, record, first, most, enough)
     else:
-        evaluate, steps, over = target.evaluator(point), 0, False
+        evaluate, steps, over, stream = target.evaluator(point), 0, False, _stream(noise, 0, chains)
         while steps < most and not over:
             value, gradient = (part.contiguous().numpy() for part in evaluate(point))
-            _, over = nuts_loop.run(0, 0, value, gradient, *given, first + steps, 1, enough)
+            given = 0, 0, value, gradient, state, stream, settings, record, 0
+            _, over = nuts_loop.run(*given, first + steps, 1, enough)
             steps += 1
     if averaging is not None and goal is not None:
         averaging = Averaging(*(torch.from_numpy(row) for row in settings.average))
     return Block(state, averaging, _history(record), steps)
 
 
+def _steps(
+    native: Native, state: Packed, noise: Noise, settings: Settings, record: Record, first: int,
+    most: int, enough: int,
+) -> int:  # fmt: skip
+    """Steps around a C function, as many as limits allow, in place.
+
+    As long as none can be met, threads take groups of chains: what one does depends on its own
+    numbers alone.
+    """
+    chains, taken = len(state.point), 0
+
+    def run(group: _Group, number: int, enough: int) -> int:
+        given = native.address, native.context, *group.room, group.state, group.stream
+        limits = first + taken, number, enough
+        return nuts_loop.run(*given, group.settings, record, group.low, *limits)[0]
+
+    def sure() -> int:
+        """Steps that meet no limit: each ends one transition of a chain at most."""
+        rows = len(record.x) - 1 - int(record.made.max())
+        return min((enough - 1 - int(record.made.sum())) // chains, rows, most - taken)
+
+    groups = _groups(chains, native.alone)
+    if len(groups) > 1 and sure() * chains >= _WORTH_THREADS:
+        parts = [_part(state, noise, settings, low, high) for low, high in groups]
+        with ThreadPoolExecutor(len(groups) - 1) as pool:
+            while (number := sure()) * chains >= _WORTH_THREADS:
+                others = [pool.submit(run, part, number, _NEVER) for part in parts[1:]]
+                run(parts[0], number, _NEVER)
+                for other in others:
+                    other.result()
+                taken += number
+        for part in parts:
+            part.put_back(state, settings)
+    if taken == most:
+        return taken
+    whole = _Group(state, settings, _stream(noise, 0, chains), _room(state.point), 0)
+    return taken + run(whole, most - taken, enough)
+
+
+class _Group(NamedTuple):
+    """Some chains, in memory of their own: two threads that write to one line of it wait."""
+
+    state: Packed
+    settings: Settings
+    stream: Stream
+    room: tuple[np.ndarray, np.ndarray]
+    low: int  # the first of them
+
+    def put_back(self, state: Packed, settings: Settings) -> None:
+        """Where they are now, among all."""
+        pairs = [*zip(state, self.state, strict=True), (settings.average, self.settings.average)]
+        for of_all, own in pairs:
+            of_all[:, self.low : self.low + own.shape[1]] = own
+
+
+def _part(state: Packed, noise: Noise, settings: Settings, low: int, high: int) -> _Group:
+    own = Packed(*(part[:, low:high].copy() for part in state))
+    average = settings.average[:, low:high].copy()
+    stream = _stream(noise, low, high)
+    return _Group(own, settings._replace(average=average), stream, _room(own.point), low)
+
+
+def _room(point: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """For the density and its gradient."""
+    return torch.empty_like(point[:, 0]).numpy(), torch.empty_like(point).numpy()
+
+
+def _groups(chains: int, alone: int) -> list[tuple[int, int]]:
+    """Chains from where to where each thread has, whole vectors of them."""
+    threads = min(allowed(), chains // _LEAST)
+    size = -(-chains // max(threads, 1) // _LANES) * _LANES
+    if threads < 2 or size > alone:
+        return [(0, chains)]
+    return [(low, min(low + size, chains)) for low in range(0, chains, size)]
+
+
 def _settings(tuning: Tuning, averaging: Averaging | None, goal: float | None) -> Settings:
     if averaging is None or goal is None:
         return Settings(scale_of(tuning.scale), np.zeros((5, 0)), 0.0)
-    average = np.stack([row.numpy() for row in averaging])
+    average = torch.stack(averaging).numpy()
     return Settings(scale_of(tuning.scale), average, goal)
 
 
-def _stream(noise: Noise) -> Stream:
+def _stream(noise: Noise, low: int, high: int) -> Stream:
     bits = 32 if noise.dtype == torch.float64 else 23
-    key = noise.key.contiguous().numpy().view(np.uint64)
-    keys = np.empty((noise.chains, 4), dtype=np.uint64)
+    key = noise.key[low:high].contiguous().numpy().view(np.uint64)
+    keys = np.empty((len(key), 4), dtype=np.uint64)
     return Stream(key, np.zeros(3, dtype=np.int64), keys, bits)
 
 

@@ -58,20 +58,21 @@ class Record(NamedTuple):
 @compiled
 def run(
     address: int, context: int, value: Any, gradient: Any, state: Any, stream: Any, settings: Any,
-    record: Any, first: int, most: int, enough: int,
+    record: Any, low: int, first: int, most: int, enough: int,
 ) -> Any:  # fmt: skip
     """End a leapfrog of every chain and begin the next one, so many times.
 
     The density and its gradient are by the C function at ``address``; without one, 0, they are
     those given, for a single time. Steps from number ``first`` on end after ``most``, with
     ``enough`` transitions of all chains together, or where a chain has filled its rows: how many
-    there were, and whether these limits were met.
+    there were, and whether these limits were met. The chains are those from ``low`` on of the
+    record.
     """
     point = state.vectors.ctypes.data  # of its first row, LEAF_X
     for step in range(first, first + most):
         if address != 0:
             evaluate(address, len(value), point, value.ctypes.data, gradient.ctypes.data, context)
-        finished = _advance(value, gradient, state, stream, settings, record, step)
+        finished = _advance(value, gradient, state, stream, settings, record, low, step)
         if finished and _over(record, enough):
             return step + 1 - first, True
     return most, False
@@ -79,8 +80,9 @@ def run(
 
 @compiled
 def _advance(
-    value: Any, gradient: Any, state: Any, stream: Any, settings: Any, record: Any, step: int
-) -> bool:
+    value: Any, gradient: Any, state: Any, stream: Any, settings: Any, record: Any, low: int,
+    step: int,
+) -> bool:  # fmt: skip
     """The same once; whether a chain has finished a transition."""
     vectors, scalars, integers = state.vectors, state.scalars, state.integers
     _, chains, dim = vectors.shape
@@ -136,7 +138,7 @@ def _advance(
         if done:
             finished = True
             rate = scalars[ACCEPTANCE, c] / integers[STEPS, c]
-            _keep(state, record, c, rate, diverging, failed, over)
+            _keep(state, record, low, c, rate, diverging, failed, over)
             if settings.average.shape[1] > 0:
                 scalars[STEP_SIZE, c] = average(settings.average, c, rate, settings.goal)
             _momentum(stream, step, c, vectors[TREE_SUM, c])
@@ -219,20 +221,22 @@ def _join(state: Any, c: int, better: bool) -> None:
 
 @compiled
 def _keep(
-    state: Any, record: Any, c: int, rate: float, diverging: bool, failed: bool, over: bool
-) -> None:
+    state: Any, record: Any, low: int, c: int, rate: float, diverging: bool, failed: bool,
+    over: bool,
+) -> None:  # fmt: skip
     """Record the transition that a chain has finished."""
-    vectors, scalars, row = state.vectors, state.scalars, record.made[c]
+    vectors, scalars, at = state.vectors, state.scalars, low + c
+    row = record.made[at]
     for i in range(vectors.shape[2]):
-        vectors[LAST_X, c, i] = record.x[row, c, i] = vectors[TREE_X, c, i]
-    scalars[LAST_LOG_DENSITY, c] = record.reals[0, row, c] = scalars[TREE_LOG_DENSITY, c]
-    record.reals[1, row, c] = scalars[TREE_ENERGY, c]
-    record.reals[2, row, c] = rate
-    record.integers[0, row, c] = diverging
-    record.integers[1, row, c] = state.integers[DEPTH, c] + failed
-    record.integers[2, row, c] = state.integers[STEPS, c]
-    record.integers[3, row, c] = over
-    record.made[c] = row + 1
+        vectors[LAST_X, c, i] = record.x[row, at, i] = vectors[TREE_X, c, i]
+    scalars[LAST_LOG_DENSITY, c] = record.reals[0, row, at] = scalars[TREE_LOG_DENSITY, c]
+    record.reals[1, row, at] = scalars[TREE_ENERGY, c]
+    record.reals[2, row, at] = rate
+    record.integers[0, row, at] = diverging
+    record.integers[1, row, at] = state.integers[DEPTH, c] + failed
+    record.integers[2, row, at] = state.integers[STEPS, c]
+    record.integers[3, row, at] = over
+    record.made[at] = row + 1
 
 
 @compiled

@@ -245,7 +245,7 @@ class Recorder:
 def _compact(done: Tensor, columns: Columns) -> tuple[Tensor, Columns]:
     """The steps of every chain that finished a transition, first, without rows that none needs."""
     number = int(done.sum(0).max()) if len(done) else 0
-    if bool(done[:number].all()):
+    if not bool((done[1:] & ~done[:-1]).any()):
         return done[:number], {name: values[:number] for name, values in columns.items()}
     order = torch.sort((~done).to(torch.uint8), dim=0, stable=True).indices[:number]
 

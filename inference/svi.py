@@ -28,6 +28,7 @@ from inference.pyro_guide import PyroGuide
 from inference.row_svi import train_rows
 from inference.stopping import unfinished
 from inference.svi_steps import Compiled, Eager, Steps
+from inference.threads import allowed
 from inference.training import Settings
 from inference.training_step import Precision
 from inference.weights import Schedule
@@ -365,8 +366,9 @@ class Flat:
                 self.noise,
                 self.particles,
                 rate,
-                threads=torch.get_num_threads(),
+                threads=allowed(),
                 calls=None if engine.tier == "compiled" else engine.steps,
+                seconds=problem.compiling(engine.tier),
             )
         except Exception as error:  # of any kind: steps by autograd serve
             logger.debug("The steps are not compiled (%s).", error)

@@ -120,6 +120,7 @@ class Compiled(Steps):
         rate: the learning rate.
         threads: of the C function.
         calls: steps ahead; None compiles in any case.
+        seconds: that the compiler may take, as predicted.
 
     Raises:
         Untraceable, CompilerError: as ``Density`` does.
@@ -135,6 +136,7 @@ class Compiled(Steps):
         *,
         threads: int,
         calls: int | None,
+        seconds: float | None = None,
     ) -> None:
         named = dict(family.named_parameters())
         self._targets = list(named.values())
@@ -148,7 +150,9 @@ class Compiled(Steps):
             return log_density(x[0]) - log_q[0]
 
         dtype = self._targets[0].dtype
-        self._density = Density(estimate, total + width, dtype, threads, calls=calls)
+        self._density = Density(
+            estimate, total + width, dtype, threads, calls=calls, seconds=seconds
+        )
         flat = torch.cat([p.detach().reshape(-1) for p in self._targets])
         zero = torch.zeros_like(flat).numpy()
         self._adam = _Adam(flat.numpy().copy(), zero.copy(), zero.copy(), np.zeros(1, np.int64))

@@ -17,6 +17,7 @@ from inference.codegen.tape import Unrepaid
 from inference.graph import Tier, ValueAndGrad, logger
 from inference.native import Native
 from inference.program import Site
+from inference.threads import allowed
 from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
 
@@ -187,7 +188,7 @@ class Target:
 
     def _written_as_c(self, x: Tensor) -> Density | None:
         try:
-            threads = torch.get_num_threads()
+            threads = allowed()
             calls = None if self.tier == "compiled" else self.calls
             density = Density(
                 self.function, self.dim, self.dtype, threads, calls=calls, seconds=self._compiling

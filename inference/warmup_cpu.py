@@ -12,8 +12,9 @@ import numpy as np
 
 from ppl_models.loops import compiled
 
-SHRINKAGE, STABILISATION, DECAY = 0.05, 10.0, 0.75
-"""Stan's gamma, t0 and kappa."""
+SHRINKAGE, STABILISATION, DECAY = 0.1, 10.0, 0.75
+"""Stan's t0 and kappa, and twice its gamma: 0.05 moves the step size so much that its average, at
+which draws are made, accepts 0.89 to 0.93 where 0.8 is asked for."""
 
 
 @compiled

@@ -2,9 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from numba import njit
+
+_PACKAGES = [Path(__file__).parent, Path(__file__).parent.parent / "inference"]
+
+
+def forget_outdated(packages: list[Path]) -> None:
+    """Remove what numba has kept of functions from before the last change to any of them.
+
+    Numba compares a function with its own file alone, not with those that it calls, and would go on
+    with the old code of these.
+    """
+    kept = [path for package in packages for path in package.glob("__pycache__/*.nbi")]
+    # names of indices are MODULE.FUNCTION-LINE.py311.nbi
+    sources = {path.parent.parent / f"{path.name.split('.')[0]}.py" for path in kept}
+    with contextlib.suppress(OSError):  # removed by another process, or not ours to remove
+        changed = max((source.stat().st_mtime for source in sources if source.exists()), default=0)
+        for path in kept:
+            if path.stat().st_mtime < changed:
+                path.unlink()
+
+
+forget_outdated(_PACKAGES)
 
 _OPTIONS: dict[str, Any] = {"cache": True, "nogil": True, "error_model": "numpy", "_nrt": False}
 

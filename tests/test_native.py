@@ -162,6 +162,35 @@ def test_where_a_run_is_cut_changes_nothing(engine, dtype, native, monkeypatch):
     assert torch.equal(drawn[0], drawn[2])
 
 
+def test_threads_change_no_draw(monkeypatch):
+    alone = natives.normal(3)._replace(alone=1 << 20)
+    natives.serve(monkeypatch, alone, 3)
+    groups, own = [], nuts_cpu._groups
+    monkeypatch.setattr(nuts_cpu, "_groups", lambda *a: groups.append(own(*a)) or groups[-1])
+    before, drawn = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            engine = NUTS(chains=53, warmup=150, draws=200, tier="traced")
+            drawn.append(fit(normals, {}, engine).posterior.unconstrained)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(drawn[0], drawn[1])
+    assert torch.equal(drawn[0], drawn[2])
+    assert {tuple(group) for group in groups} == {((0, 53),), ((0, 32), (32, 53))}
+
+
+def test_density_that_takes_threads_itself_is_called_for_all_chains_at_once():
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(4)
+        assert nuts_cpu._groups(100, 31) == [(0, 100)]
+        assert nuts_cpu._groups(100, 32) == [(0, 32), (32, 64), (64, 96), (96, 100)]
+        assert nuts_cpu._groups(31, 1000) == [(0, 31)]
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_block_holds_a_bounded_number_of_transitions(monkeypatch):
     monkeypatch.setattr(nuts_cpu, "_ROOM", 10_000)
     target = with_native(Target(quartic, DIM, tier="traced"), natives.quartic(), monkeypatch)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from inference import SVI, Until, fit, svi_steps
-from inference.codegen import compiler
+from inference.codegen import build, compiler
 from inference.guides import LowRank, family
 from inference.laplace import Frame
 from inference.svi_steps import Compiled, Eager
@@ -55,6 +55,17 @@ def test_compiled_steps_are_those_of_autograd(guide, particles, kinds):
     torch.testing.assert_close(
         found.posterior.draws, expected.posterior.draws, rtol=1e-8, atol=1e-8
     )
+
+
+def test_limited_time_is_not_spent_on_compiling(kinds, monkeypatch):
+    monkeypatch.setattr(build, "_SECONDS_PER_NODE", 0.05)
+    monkeypatch.setattr(build, "_SECONDS_OF_TRACE", 1e9)
+    engine = SVI(steps=400, draws=50)
+    fit(PROGRAM.program, PROGRAM.data, engine, until=Until(seconds=20))
+    assert set(kinds) == {Eager}
+    kinds.clear()
+    fit(PROGRAM.program, PROGRAM.data, engine)
+    assert set(kinds) == {Compiled}
 
 
 def test_single_precision_agrees_as_far_as_it_goes(kinds):

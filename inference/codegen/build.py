@@ -15,6 +15,7 @@ from inference.codegen import compiler
 from inference.codegen.emission import Source, emit
 from inference.codegen.expressions import Expressions
 from inference.codegen.lowering import lower
+from inference.codegen.prelude import WORTH
 from inference.codegen.tape import Unrepaid, Untraceable, record
 from inference.native import Native
 
@@ -86,7 +87,8 @@ class Density:
         address = ctypes.cast(self._call, _ADDRESS).value
         assert address is not None
         keep = (self._library, self._arrays, reals, positions, self._context)
-        self.native = Native(address, self._context.ctypes.data, keep)
+        alone = WORTH // max(source.work, 1)
+        self.native = Native(address, self._context.ctypes.data, keep, alone)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(C, D) -> (C,), (C, D)."""

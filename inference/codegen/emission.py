@@ -29,6 +29,7 @@ class Source(NamedTuple):
     text: str
     reals: list[int]
     positions: list[int]
+    work: int  # operations for one chain
 
 
 def emit(function: Function, dtype: torch.dtype) -> Source:
@@ -90,7 +91,7 @@ void density(int64_t chains, const real *x, real *value, real *gradient, void *c
     }}
 }}
 """
-        return Source(text, reals, positions)
+        return Source(text, reals, positions, plan.work)
 
     # -- one number per chain --------------------------------------------------------------------
 

@@ -8,6 +8,9 @@ _VECTORISED = ["exp", "log", "sin", "cos", "pow"]  # by the GNU C library's libm
 _SINCE_235 = ["expm1", "log1p", "tan", "tanh", "atan", "erf", "erfc"]
 _SCALAR = ["lgamma", "sqrt"]
 
+WORTH = 200_000
+"""Operations, from which on threads are worth their start."""
+
 _HEAD = """\
 #include <stdint.h>
 #include <stdlib.h>
@@ -15,7 +18,6 @@ _HEAD = """\
 
 #define INFINITY ((real)__builtin_inf())
 #define NAN ((real)__builtin_nan(""))
-#define WORTH 200000 /* operations, from which on threads are worth their start */
 #define SIMD _Pragma("omp simd")
 #define STRING(text) #text
 #ifdef _OPENMP
@@ -127,8 +129,11 @@ def prelude(double: bool) -> str:
     if library == "glibc" and platform.machine() == "x86_64":
         numbers = tuple(int(part) for part in version.split(".")[:2])
         vectorised = _VECTORISED + (_SINCE_235 if numbers >= (2, 35) else [])
-    lines = [f"typedef {real} real;", f"#define F(name) name##{suffix}" if suffix else
-             "#define F(name) name"]  # fmt: skip
+    lines = [
+        f"#define WORTH {WORTH}",
+        f"typedef {real} real;",
+        f"#define F(name) name##{suffix}" if suffix else "#define F(name) name",
+    ]
     for name in [*_VECTORISED, *_SINCE_235, *_SCALAR]:
         arguments = "real, real" if name == "pow" else "real"
         if name in vectorised:
