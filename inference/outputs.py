@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from inference import graph
 from inference.program import HELD, Program, Values
@@ -16,6 +18,25 @@ from ppl_models.noise import Noise
 
 _FEW = 32  # runs of a program that cost less than to trace it
 _CHUNK = 1 << 22  # elements of the largest intermediate that one chunk may hold, roughly
+_MOST = 1 << 16  # rows of a chunk
+
+
+class _Largest(TorchDispatchMode):
+    """Notes the size of the largest tensor that operations make."""
+
+    elements = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to wrap the mode for Dynamo would import all of it
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        made = [leaf.numel() for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+        self.elements = max(self.elements, *made, 0)
+        return result
 
 
 class Outputs:
@@ -161,6 +182,8 @@ class Outputs:
             rows = {k: v.reshape(-1, *shapes[k]) for k, v in batch.items()}
             count, cut = len(rows[name]), lambda lo, hi: {k: v[lo:hi] for k, v in rows.items()}
         step = self._rows()
+        if count > step:
+            step = self._fitting(function, cut(0, 1), step)
         parts = [self._rowwise(function, cut(i, i + step)) for i in range(0, count, step)]
         if isinstance(parts[0], Tensor):
             return torch.cat(parts).reshape(*lead, *parts[0].shape[1:])
@@ -187,9 +210,20 @@ class Outputs:
             return torch.stack(results)
         return {name: torch.stack([r[name] for r in results]) for name in results[0]}
 
+    def _fitting(self, function: Callable[[Any], Any], row: Any, least: int) -> int:
+        """How many rows a chunk may have, by the largest tensor that a run of one row makes."""
+        one = row[0] if isinstance(row, Tensor) else {name: value[0] for name, value in row.items()}
+        largest = _Largest()
+        try:
+            with largest:
+                function(one)
+        except Exception:  # of any kind, which the function may meet again where it is told
+            return least
+        return max(least, min(_MOST, _CHUNK // max(1, largest.elements)))
+
     def _rows(self) -> int:
         elements = sum(v.numel() for v in self.program.data.values() if isinstance(v, Tensor))
-        return max(1, min(65536, _CHUNK // max(1, elements)))
+        return max(1, min(_MOST, _CHUNK // max(1, elements)))
 
     def _tilts(self) -> list[Tensor]:
         return [

@@ -1,4 +1,4 @@
-"""A log density evaluated for any number of points, in batches of one size."""
+"""A log density evaluated for any number of points, in batches of one size where it is traced."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Density(Protocol):
 
 
 class Padded:
-    """A target for many different numbers of points, traced for one.
+    """A target for many different numbers of points, traced for one; a C function serves any.
 
     Args:
         target: the log density.
@@ -45,6 +45,8 @@ class Padded:
         return value, gradient
 
     def _all(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Any]:
+        if self._target.native(x) is not None:
+            return list(function(x))
         parts = []
         for part in x.split(self._size):
             full = torch.cat([part, part[-1:].expand(self._size - len(part), -1)])

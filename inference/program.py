@@ -335,24 +335,28 @@ class Program:
 
     def constrain(self, x: Tensor) -> Values:
         """Constrained values of the continuous latent sites: (D,) -> {site: shape}."""
-        trace = self._trace(_Substitute(self._split(x), constrained=False))
-        return {site.name: _value(trace, site.name).reshape(site.shape) for site in self.sites}
+        met = self._met(self._split(x), constrained=False).met
+        return {site.name: met[site.name]["value"].reshape(site.shape) for site in self.sites}
 
     def log_jacobian(self, x: Tensor) -> Tensor:
         """Log determinant of the Jacobian of ``constrain``: (D,) -> ()."""
-        substitute = _Substitute(self._split(x), constrained=False)
-        self._trace(substitute)
-        return x.new_zeros(()) + substitute.log_det
+        return x.new_zeros(()) + self._met(self._split(x), constrained=False).log_det
 
     def unconstrain(self, values: Values) -> Tensor:
         """The flat unconstrained point of constrained values; inverse of ``constrain``."""
-        substitute = _Substitute(values, constrained=True)
-        trace = self._trace(substitute)
+        met = self._met(values, constrained=True).met
         parts = []
         for site in self.sites:
-            fn: Any = trace.nodes[site.name]["fn"]
-            parts.append(biject_to(fn.support).inv(_value(trace, site.name)).reshape(-1))
+            latent = met[site.name]
+            parts.append(biject_to(latent["fn"].support).inv(latent["value"]).reshape(-1))
         return torch.cat(parts) if parts else torch.zeros(0)
+
+    def _met(self, values: Values, *, constrained: bool) -> _UpToTheLast:
+        """What the continuous sites were met as, in a run that ends with the last of them."""
+        sites = _UpToTheLast(values, {site.name for site in self.sites}, constrained=constrained)
+        with contextlib.suppress(_AllMet):
+            self._trace(sites)
+        return sites
 
     def deterministics(self, values: Values) -> Values:
         """The ``pyro.deterministic`` sites given all latent values, discrete ones included."""
@@ -632,6 +636,26 @@ class _Substitute(Messenger):
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
             self.log_det = self.log_det + log_det.sum()
         msg["value"] = value
+
+
+class _AllMet(BaseException):  # no error, and no program's to catch
+    """Ends a run of which no more is wanted."""
+
+
+class _UpToTheLast(_Substitute):
+    """The same, until all latent sites of some names have been met: no likelihood follows."""
+
+    def __init__(self, values: Values, names: set[str], *, constrained: bool) -> None:
+        super().__init__(values, constrained=constrained)
+        self.met: dict[str, Any] = {}
+        self._names = names
+
+    def _pyro_sample(self, msg: Any) -> None:
+        super()._pyro_sample(msg)
+        if msg["name"] in self._names and not msg["is_observed"]:
+            self.met[msg["name"]] = msg
+            if len(self.met) == len(self._names):
+                raise _AllMet
 
 
 class _RealObservations(Messenger):
