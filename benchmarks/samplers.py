@@ -87,7 +87,7 @@ def run(row: Contender, job: Job, python: str, folder: Path) -> dict[str, Any]:
     return found | taken | told | agreement(draws, reference(job.posterior)) | ess
 
 
-def installed(threads: int, folder: Path) -> float:
+def installed(threads: int | None, folder: Path) -> float:
     """Compile the suite's own numba functions, and tell the seconds that this takes."""
     row = Contender("suite", "suite", "traced")
     job = Job("oring", "suite", "traced", "float64", 4, 20, 20, 0, threads)
@@ -118,7 +118,9 @@ def main(
     warmup: int = 500,
     draws: int = 500,
     repeats: int = 5,
-    threads: Annotated[int, typer.Option(help="of torch in the suite")] = 1,
+    threads: Annotated[
+        int | None, typer.Option(help="of torch in the suite; all as for the peers by default")
+    ] = None,
     pyro_chains: Annotated[int, typer.Option(help="Pyro's, with the first of --chains")] = 1,
     pyro_draws: Annotated[
         int, typer.Option(help="Pyro's, and its warm-up, on the larger posteriors")

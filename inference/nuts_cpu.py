@@ -30,7 +30,6 @@ from ppl_models.noise import Noise
 
 _ROOM = 1 << 24  # bytes of finished transitions in a block
 _LANES = 16  # chains that a C function may take at once
-_LEAST = 16  # chains of a thread
 _WORTH_THREADS = 1000  # steps of one chain
 _NEVER = 1 << 62
 
@@ -129,10 +128,13 @@ def _steps(
     """
     chains, taken = len(state.point), 0
 
-    def run(group: _Group, number: int, enough: int) -> int:
-        given = native.address, native.context, *group.room, group.state, group.stream
-        limits = first + taken, number, enough
-        return nuts_loop.run(*given, group.settings, record, group.low, *limits)[0]
+    def run(groups: list[_Group], number: int, enough: int) -> int:
+        steps = 0
+        for group in groups:
+            given = native.address, native.context, *group.room, group.state, group.stream
+            limits = first + taken, number, enough
+            steps = nuts_loop.run(*given, group.settings, record, group.low, *limits)[0]
+        return steps
 
     def sure() -> int:
         """Steps that meet no limit: each ends one transition of a chain at most."""
@@ -142,10 +144,13 @@ def _steps(
     groups = _groups(chains, native.alone)
     if len(groups) > 1 and sure() * chains >= _WORTH_THREADS:
         parts = [_part(state, noise, settings, low, high) for low, high in groups]
-        with ThreadPoolExecutor(len(groups) - 1) as pool:
+        threads = min(allowed(), len(parts))
+        with ThreadPoolExecutor(threads - 1) as pool:
             while (number := sure()) * chains >= _WORTH_THREADS:
-                others = [pool.submit(run, part, number, _NEVER) for part in parts[1:]]
-                run(parts[0], number, _NEVER)
+                others = [
+                    pool.submit(run, parts[k::threads], number, _NEVER) for k in range(1, threads)
+                ]
+                run(parts[::threads], number, _NEVER)
                 for other in others:
                     other.result()
                 taken += number
@@ -154,7 +159,7 @@ def _steps(
     if taken == most:
         return taken
     whole = _Group(state, settings, _stream(noise, 0, chains), _room(state.point), 0)
-    return taken + run(whole, most - taken, enough)
+    return taken + run([whole], most - taken, enough)
 
 
 class _Group(NamedTuple):
@@ -186,11 +191,14 @@ def _room(point: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _groups(chains: int, alone: int) -> list[tuple[int, int]]:
-    """Chains from where to where each thread has, whole vectors of them."""
-    threads = min(allowed(), chains // _LEAST)
-    size = -(-chains // max(threads, 1) // _LANES) * _LANES
-    if threads < 2 or size > alone:
+    """Chains from where to where a thread has at a time, whole vectors of them.
+
+    Of more than are ``alone`` it would ask for threads itself.
+    """
+    threads = min(allowed(), chains // _LANES)
+    if threads < 2 or alone < _LANES:
         return [(0, chains)]
+    size = min(-(-chains // (threads * _LANES)), alone // _LANES) * _LANES
     return [(low, min(low + size, chains)) for low in range(0, chains, size)]
 
 

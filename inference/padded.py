@@ -33,7 +33,9 @@ class Padded:
     def __init__(self, target: Target, typical: Tensor, size: int = _SIZE) -> None:
         self._target = target
         self._size = size
+        self._any_number = False
         self._all(target.log_density_and_grad, typical[:size])
+        self._any_number = target.native(_filled(typical[:size], size)) is not None
 
     def log_density(self, x: Tensor) -> Tensor:
         """(P, D) -> (P,)."""
@@ -45,10 +47,15 @@ class Padded:
         return value, gradient
 
     def _all(self, function: Callable[[Tensor], tuple[Tensor, ...]], x: Tensor) -> list[Any]:
-        if self._target.native(x) is not None:
+        if self._any_number:
             return list(function(x))
         parts = []
         for part in x.split(self._size):
-            full = torch.cat([part, part[-1:].expand(self._size - len(part), -1)])
-            parts.append([value[: len(part)] for value in function(full)])
+            full = function(_filled(part, self._size))
+            parts.append([value[: len(part)] for value in full])
         return [torch.cat(values) for values in zip(*parts, strict=True)]
+
+
+def _filled(x: Tensor, size: int) -> Tensor:
+    """With copies of the last point: (P, D) -> (size, D)."""
+    return torch.cat([x, x[-1:].expand(size - len(x), -1)])

@@ -162,8 +162,9 @@ def test_where_a_run_is_cut_changes_nothing(engine, dtype, native, monkeypatch):
     assert torch.equal(drawn[0], drawn[2])
 
 
-def test_threads_change_no_draw(monkeypatch):
-    alone = natives.normal(3)._replace(alone=1 << 20)
+@pytest.mark.parametrize("most", [16, 1 << 20])
+def test_threads_change_no_draw(most, monkeypatch):
+    alone = natives.normal(3)._replace(alone=most)
     natives.serve(monkeypatch, alone, 3)
     groups, own = [], nuts_cpu._groups
     monkeypatch.setattr(nuts_cpu, "_groups", lambda *a: groups.append(own(*a)) or groups[-1])
@@ -177,16 +178,19 @@ def test_threads_change_no_draw(monkeypatch):
         torch.set_num_threads(before)
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
-    assert {tuple(group) for group in groups} == {((0, 53),), ((0, 32), (32, 53))}
+    few, many = ((0, 32), (32, 53)), ((0, 16), (16, 32), (32, 48), (48, 53))
+    assert {tuple(group) for group in groups} == {((0, 53),), many if most == 16 else few}
 
 
 def test_density_that_takes_threads_itself_is_called_for_all_chains_at_once():
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        assert nuts_cpu._groups(100, 31) == [(0, 100)]
-        assert nuts_cpu._groups(100, 32) == [(0, 32), (32, 64), (64, 96), (96, 100)]
+        assert nuts_cpu._groups(100, 15) == [(0, 100)]
+        assert nuts_cpu._groups(100, 1000) == [(0, 32), (32, 64), (64, 96), (96, 100)]
         assert nuts_cpu._groups(31, 1000) == [(0, 31)]
+        parts = nuts_cpu._groups(200, 31)
+        assert parts == [(low, min(low + 16, 200)) for low in range(0, 200, 16)]
     finally:
         torch.set_num_threads(before)
 
