@@ -88,7 +88,7 @@ BY_MOMENTS = {
         ),
     ),
     "nuts only goes forward in time": (
-        COARSE,
+        LONG,
         Sabotage(
             nuts, "_direction", "randomness.uniform[:, 2] > 0.5", "randomness.uniform[:, 2] > 0"
         ),
