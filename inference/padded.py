@@ -33,8 +33,6 @@ class Padded:
     def __init__(self, target: Target, typical: Tensor, size: int = _SIZE) -> None:
         self._target = target
         self._size = size
-        self._any_number = False
-        self._all(target.log_density_and_grad, typical[:size])
         self._any_number = target.native(_filled(typical[:size], size)) is not None
 
     def log_density(self, x: Tensor) -> Tensor:

@@ -28,7 +28,6 @@ from inference.pyro_guide import PyroGuide
 from inference.row_svi import train_rows
 from inference.stopping import unfinished
 from inference.svi_steps import Compiled, Eager, Steps
-from inference.threads import allowed
 from inference.training import Settings
 from inference.training_step import Precision
 from inference.weights import Schedule
@@ -366,7 +365,7 @@ class Flat:
                 self.noise,
                 self.particles,
                 rate,
-                threads=allowed(),
+                threads=torch.get_num_threads(),
                 calls=None if engine.tier == "compiled" else engine.steps,
                 seconds=problem.compiling(engine.tier),
             )

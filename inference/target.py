@@ -17,7 +17,6 @@ from inference.codegen.tape import Unrepaid
 from inference.graph import Tier, ValueAndGrad, logger
 from inference.native import Native
 from inference.program import Site
-from inference.threads import allowed
 from ppl_models.errors import ModelError
 from ppl_models.noise import Noise
 
@@ -188,7 +187,7 @@ class Target:
 
     def _written_as_c(self, x: Tensor) -> Density | None:
         try:
-            threads = allowed()
+            threads = torch.get_num_threads()
             calls = None if self.tier == "compiled" else self.calls
             density = Density(
                 self.function, self.dim, self.dtype, threads, calls=calls, seconds=self._compiling

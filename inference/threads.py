@@ -23,7 +23,8 @@ def allowed() -> int:
 def one_in_torch(small: bool) -> Iterator[None]:
     """One thread for PyTorch's operations where they are ``small``, which would stall on more.
 
-    Code that shares its work out in larger pieces asks ``allowed``.
+    So would a C function that asks for threads at each call. Code that shares out many calls at
+    once asks ``allowed``.
     """
     before = torch.get_num_threads()
     token = _allowed.set(allowed())

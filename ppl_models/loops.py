@@ -20,9 +20,9 @@ def forget_outdated(packages: list[Path]) -> None:
     kept = [path for package in packages for path in package.glob("__pycache__/*.nbi")]
     # names of indices are MODULE.FUNCTION-LINE.py311.nbi
     sources = {path.parent.parent / f"{path.name.split('.')[0]}.py" for path in kept}
-    with contextlib.suppress(OSError):  # removed by another process, or not ours to remove
-        changed = max((source.stat().st_mtime for source in sources if source.exists()), default=0)
-        for path in kept:
+    changed = max((source.stat().st_mtime for source in sources if source.exists()), default=0)
+    for path in kept:
+        with contextlib.suppress(OSError):  # another process removed it, or it is not ours
             if path.stat().st_mtime < changed:
                 path.unlink()
 

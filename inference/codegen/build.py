@@ -23,6 +23,8 @@ _SECONDS_PER_NODE = 7e-4  # of the compiler
 _SECONDS_OF_TRACE = 1.0  # of the other tiers, before their first evaluation
 _SECONDS_PER_OPERATION = 3.5e-6  # of PyTorch, for each evaluation
 
+_ANY = 1 << 62  # chains
+
 _WORD = ctypes.c_int64
 _ADDRESS = ctypes.c_void_p
 
@@ -87,7 +89,7 @@ class Density:
         address = ctypes.cast(self._call, _ADDRESS).value
         assert address is not None
         keep = (self._library, self._arrays, reals, positions, self._context)
-        alone = WORTH // max(source.work, 1)
+        alone = _ANY if threads == 1 else WORTH // max(source.work, 1)
         self.native = Native(address, self._context.ctypes.data, keep, alone)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
