@@ -118,7 +118,7 @@ def average(axes: Axes, name: str, x: np.ndarray, truth: float | None = None) ->
 def autocorrelation(axes: Axes, name: str, x: np.ndarray) -> str:
     """Autocorrelation by lag, the mean over chains."""
     chains, draws = x.shape
-    covariance = mixing.autocovariance(x[..., None]).mean(0)[:, 0]
+    covariance = mixing.autocovariance(x[..., None])[:, 0]
     rho = covariance / covariance[0]
     noise = 1.96 / np.sqrt(chains * draws)
     small = np.flatnonzero(np.abs(rho) < max(noise, 0.05))

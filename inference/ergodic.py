@@ -92,7 +92,7 @@ def autocorrelation_time(x: np.ndarray, method: Method = "monotone") -> np.ndarr
 def _geyer(x: np.ndarray, *, monotone: bool) -> np.ndarray:
     draws = x.shape[1]
     # about the pooled mean: chains that disagree then show as correlation that does not die out
-    covariance = autocovariance(x - x.mean((0, 1)), centred=True).mean(0)  # (lag, scalar)
+    covariance = autocovariance(x - x.mean((0, 1)), centred=True)  # (lag, scalar)
     pairs = draws // 2
     sums = covariance[0 : 2 * pairs : 2] + covariance[1 : 2 * pairs : 2]
     negative = sums <= 0
@@ -125,7 +125,7 @@ def _overlapping(x: np.ndarray) -> np.ndarray:
 def _spectral(x: np.ndarray) -> np.ndarray:
     draws = x.shape[1]
     length = int(np.sqrt(draws))
-    covariance = autocovariance(x - x.mean((0, 1)), centred=True).mean(0)
+    covariance = autocovariance(x - x.mean((0, 1)), centred=True)
     lags = np.arange(1, length)
     window = 0.5 * (1 + np.cos(np.pi * lags / length))
     return covariance[0] + 2 * (window[:, None] * covariance[1:length]).sum(0)

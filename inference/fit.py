@@ -27,10 +27,10 @@ from inference.progress import bar
 from inference.recording import chunk_size
 from inference.stopping import Clock, Until
 from inference.target import Target
-from inference.threads import one_in_torch
 from ppl_models.base import Data, Model
 from ppl_models.data import as_fields
 from ppl_models.errors import EngineError
+from ppl_models.threads import one_in_torch
 
 _TABLED = 5_000  # scalars that a table holds
 _THREADS_ABOVE = 200_000  # data elements; below, a second thread waits more than it works

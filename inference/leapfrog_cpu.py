@@ -54,11 +54,14 @@ def trajectory(
     """
     end = [part.clone(memory_format=torch.contiguous_format) for part in (x, gradient, momentum)]
     value = torch.empty_like(step)
-    slope, work = np.empty_like(end[0].numpy()), np.empty_like(end[0].numpy())
-    _trajectory(
-        native.address, native.context, end[0].numpy(), value.numpy(), end[1].numpy(),
-        end[2].numpy(), step.contiguous().numpy(), scale_of(scale), steps, slope, work,
-    )  # fmt: skip
+    room = torch.empty_like(end[0]), torch.empty_like(end[0])
+    arrays = (end[0], value, end[1], end[2], step.contiguous(), *room)
+    root = scale_of(scale)
+
+    def run(context: int, *parts: np.ndarray) -> None:
+        _trajectory(native.address, context, root, steps, *parts)
+
+    native.share(run, [part.numpy() for part in arrays], steps)
     return end[0], value, end[1], end[2]
 
 
@@ -98,8 +101,8 @@ def drift(scale: Any, momentum: Any, c: int, step: float, x: Any, out: Any, work
 
 @compiled
 def _trajectory(
-    address: int, context: int, x: Any, value: Any, gradient: Any, momentum: Any, step: Any,
-    scale: Any, steps: int, slope: Any, work: Any,
+    address: int, context: int, scale: Any, steps: int, x: Any, value: Any, gradient: Any,
+    momentum: Any, step: Any, slope: Any, work: Any,
 ) -> None:  # fmt: skip
     chains, dim = x.shape
     for c in range(chains):

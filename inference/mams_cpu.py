@@ -38,12 +38,14 @@ def trajectory(
     """
     end = [part.clone(memory_format=torch.contiguous_format) for part in (x, gradient, velocity)]
     value, kinetic = torch.empty_like(step), torch.zeros_like(step)
-    slope, work = np.empty_like(end[0].numpy()), np.empty_like(end[0].numpy())
-    _trajectory(
-        native.address, native.context, end[0].numpy(), value.numpy(), end[1].numpy(),
-        end[2].numpy(), kinetic.numpy(), step.contiguous().numpy(), scale_of(scale), steps, slope,
-        work,
-    )  # fmt: skip
+    room = torch.empty_like(end[0]), torch.empty_like(end[0])
+    arrays = (end[0], value, end[1], end[2], kinetic, step.contiguous(), *room)
+    root = scale_of(scale)
+
+    def run(context: int, *parts: np.ndarray) -> None:
+        _trajectory(native.address, context, root, steps, *parts)
+
+    native.share(run, [part.numpy() for part in arrays], steps)
     return end[0], value, end[1], end[2], kinetic
 
 
@@ -74,8 +76,8 @@ def _kick(velocity: Any, gradient: Any, c: int, step: float, kinetic: Any) -> No
 
 @compiled
 def _trajectory(
-    address: int, context: int, x: Any, value: Any, gradient: Any, velocity: Any, kinetic: Any,
-    step: Any, scale: Any, steps: int, slope: Any, work: Any,
+    address: int, context: int, scale: Any, steps: int, x: Any, value: Any, gradient: Any,
+    velocity: Any, kinetic: Any, step: Any, slope: Any, work: Any,
 ) -> None:  # fmt: skip
     chains = len(x)
     for c in range(chains):

@@ -7,12 +7,13 @@ finite everywhere gets NaN; one that never changes has no R-hat and an effective
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from scipy.fft import next_fast_len
+from scipy.fft import irfft, next_fast_len, rfft
 from scipy.special import ndtri
-from scipy.stats import rankdata
 
 from ppl_models.errors import EngineError
 
@@ -63,7 +64,8 @@ def ess_local(x: np.ndarray, low: float, high: float) -> np.ndarray:
         raise EngineError(f"ess_local(low={low!r}, high={high!r}): give 0 <= low < high <= 1")
 
     def inside(draws: np.ndarray) -> np.ndarray:
-        lower, upper = np.quantile(draws, (low, high), axis=(0, 1))
+        rows = np.ascontiguousarray(draws.reshape(-1, draws.shape[-1]).T)  # (scalar, draw)
+        lower, upper = np.quantile(rows, (low, high), axis=1)
         within = (lower <= draws) & (draws <= upper)
         size = _ess(_split(within * 1.0))
         return np.where(np.isfinite(draws).all((0, 1)), size, np.nan)
@@ -172,22 +174,23 @@ def kurtosis(x: np.ndarray) -> np.ndarray:
 
 
 def autocovariance(x: np.ndarray, *, centred: bool = False) -> np.ndarray:
-    """Biased autocovariance at every lag, by FFT along the draws: the shape of ``x``.
+    """Mean over chains of the biased autocovariance at every lag, by FFT: (lag, *event).
 
     Each chain is centred at its own mean, unless ``centred`` says that it is so already.
     """
     draws = x.shape[1]
     around = x if centred else x - x.mean(1, keepdims=True)
     length = next_fast_len(2 * draws, real=True)
-    spectrum = np.fft.rfft(around, n=length, axis=1)
-    power = spectrum.real**2 + spectrum.imag**2
-    return np.fft.irfft(power, n=length, axis=1)[:, :draws] / draws
+    spectrum: Any = rfft(around, n=length, axis=1)
+    power = (spectrum.real**2 + spectrum.imag**2).mean(0)
+    covariance: Any = irfft(power, n=length, axis=0)
+    return covariance[:draws] / draws
 
 
 def _ess(x: np.ndarray) -> np.ndarray:
     """Effective sample size of (chain, draw, scalar) by Geyer's initial monotone sequence."""
     chains, draws, _ = x.shape
-    covariance = autocovariance(x).mean(0)  # (lag, scalar)
+    covariance = autocovariance(x)  # (lag, scalar)
     within = covariance[0] * draws / (draws - 1)
     between = x.mean(1).var(0, ddof=1) if chains > 1 else 0.0
     total = within * (draws - 1) / draws + between
@@ -243,16 +246,25 @@ def _nested(x: np.ndarray) -> np.ndarray:
 def _rank(x: np.ndarray) -> np.ndarray:
     """Normal scores of the ranks over chains and draws together, ties averaged."""
     rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)  # (scalar, draw)
-    size = rows.shape[1]
-    order = np.argsort(rows, axis=1)
-    ascending = np.take_along_axis(rows, order, 1)
-    tied = (ascending[:, 1:] == ascending[:, :-1]).any(1)
-    ranks = np.empty(rows.shape)
-    np.put_along_axis(ranks, order, np.arange(1.0, size + 1)[None], 1)
-    ranks[tied] = rankdata(rows[tied], method="average", axis=1)  # several times slower
-    scores = ndtri((ranks - 0.375) / (size + 0.25))
-    scores[~np.isfinite(rows).all(1)] = np.nan
+    scores = np.full(rows.shape, np.nan)
+    of_rank = _normal_scores(rows.shape[1])
+    for row, score in zip(rows, scores, strict=True):
+        order = np.argsort(row)
+        ascending = row[order]
+        if not np.isfinite(ascending[[0, -1]]).all():
+            continue
+        differs = np.concatenate([[True], ascending[1:] != ascending[:-1]])
+        first = np.flatnonzero(differs)  # of those that are equal
+        count = np.diff(first, append=len(row))
+        score[order] = np.repeat(of_rank[2 * first + count - 1], count)
     return scores.T.reshape(x.shape)
+
+
+@functools.lru_cache(maxsize=4)
+def _normal_scores(size: int) -> np.ndarray:
+    """Those of the ranks 1, 1.5, 2, ..., ``size``."""
+    ranks = 1 + np.arange(2 * size - 1) / 2
+    return ndtri((ranks - 0.375) / (size + 0.25))
 
 
 def _split(x: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -9,6 +10,13 @@ from llvmlite import ir
 from numba import types
 from numba.core.errors import TypingError
 from numba.extending import intrinsic
+
+from ppl_models.threads import allowed, each
+
+_LANES = 16  # chains that a C function may take at once
+_BOOKKEEPING = 1000  # operations of a step besides the density's, for one chain
+_HEAVY = 10_000  # operations of a density for one chain; what chains share is less
+_WORTH_THREADS = 1_000_000  # operations
 
 
 class Native(NamedTuple):
@@ -22,7 +30,40 @@ class Native(NamedTuple):
     address: int  # of the function
     context: int  # its last argument
     keep: Any  # what must stay alive as long as the function is called
-    alone: int = 0  # for so many chains it takes one thread, and others may call it meanwhile
+    single: int = 0  # its last argument for callers of one thread each, at once; 0: there is none
+    work: int = 0  # operations for one chain, apart from what several share
+
+    def repaid(self, chains: int) -> int:
+        """So many steps of a sampler repay sharing the chains among threads."""
+        return _WORTH_THREADS // (chains * (self.work + _BOOKKEEPING)) + 1
+
+    def share(self, run: Callable[..., None], arrays: Sequence[Any], steps: int) -> None:
+        """``run(context, *arrays)``, or the same of the chains of each thread where that pays.
+
+        Arrays are (C, ...), and written to in place by a run of so many steps.
+        """
+        groups = self.groups(len(arrays[0]), steps)
+        if len(groups) == 1:
+            run(self.context, *arrays)
+            return
+
+        def group(k: int) -> None:
+            low, high = groups[k]
+            run(self.single, *(part[low:high] for part in arrays))
+
+        each(group, len(groups), len(groups))
+
+    def groups(self, chains: int, steps: int) -> list[tuple[int, int]]:
+        """From where to where each thread has chains: whole vectors of them if work is light.
+
+        All are one group where so many steps do not repay threads.
+        """
+        least = 1 if self.work >= _HEAVY else _LANES
+        threads = min(allowed(), chains // least) if self.single else 1
+        if threads < 2 or steps < self.repaid(chains):
+            return [(0, chains)]
+        size = -(-chains // (threads * least)) * least
+        return [(low, min(low + size, chains)) for low in range(0, chains, size)]
 
 
 _WORD = ir.IntType(8 * np.dtype(np.intp).itemsize)

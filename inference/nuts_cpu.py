@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -24,13 +23,11 @@ from inference.nuts_loop import (
     Stream,
 )
 from inference.target import Target
-from inference.threads import allowed
 from inference.warmup import Averaging
 from ppl_models.noise import Noise
+from ppl_models.threads import each
 
 _ROOM = 1 << 24  # bytes of finished transitions in a block
-_LANES = 16  # chains that a C function may take at once
-_WORTH_THREADS = 1000  # steps of one chain
 _NEVER = 1 << 62
 
 
@@ -128,38 +125,28 @@ def _steps(
     """
     chains, taken = len(state.point), 0
 
-    def run(groups: list[_Group], number: int, enough: int) -> int:
-        steps = 0
-        for group in groups:
-            given = native.address, native.context, *group.room, group.state, group.stream
-            limits = first + taken, number, enough
-            steps = nuts_loop.run(*given, group.settings, record, group.low, *limits)[0]
-        return steps
+    def run(group: _Group, context: int, number: int, enough: int) -> int:
+        given = native.address, context, *group.room, group.state, group.stream
+        limits = first + taken, number, enough
+        return nuts_loop.run(*given, group.settings, record, group.low, *limits)[0]
 
     def sure() -> int:
         """Steps that meet no limit: each ends one transition of a chain at most."""
         rows = len(record.x) - 1 - int(record.made.max())
         return min((enough - 1 - int(record.made.sum())) // chains, rows, most - taken)
 
-    groups = _groups(chains, native.alone)
-    if len(groups) > 1 and sure() * chains >= _WORTH_THREADS:
+    groups = native.groups(chains, sure())
+    if len(groups) > 1:
         parts = [_part(state, noise, settings, low, high) for low, high in groups]
-        threads = min(allowed(), len(parts))
-        with ThreadPoolExecutor(threads - 1) as pool:
-            while (number := sure()) * chains >= _WORTH_THREADS:
-                others = [
-                    pool.submit(run, parts[k::threads], number, _NEVER) for k in range(1, threads)
-                ]
-                run(parts[::threads], number, _NEVER)
-                for other in others:
-                    other.result()
-                taken += number
+        while (number := sure()) >= native.repaid(chains):
+            each(lambda k: run(parts[k], native.single, number, _NEVER), len(parts), len(parts))
+            taken += number
         for part in parts:
             part.put_back(state, settings)
     if taken == most:
         return taken
     whole = _Group(state, settings, _stream(noise, 0, chains), _room(state.point), 0)
-    return taken + run([whole], most - taken, enough)
+    return taken + run(whole, native.context, most - taken, enough)
 
 
 class _Group(NamedTuple):
@@ -188,18 +175,6 @@ def _part(state: Packed, noise: Noise, settings: Settings, low: int, high: int) 
 def _room(point: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """For the density and its gradient."""
     return torch.empty_like(point[:, 0]).numpy(), torch.empty_like(point).numpy()
-
-
-def _groups(chains: int, alone: int) -> list[tuple[int, int]]:
-    """Chains from where to where a thread has at a time, whole vectors of them.
-
-    Of more than are ``alone`` it would ask for threads itself.
-    """
-    threads = min(allowed(), chains // _LANES)
-    if threads < 2 or alone < _LANES:
-        return [(0, chains)]
-    size = min(-(-chains // (threads * _LANES)), alone // _LANES) * _LANES
-    return [(low, min(low + size, chains)) for low in range(0, chains, size)]
 
 
 def _settings(tuning: Tuning, averaging: Averaging | None, goal: float | None) -> Settings:

@@ -20,6 +20,7 @@ from ppl_models import lda_kernels as kernels
 from ppl_models.base import Data
 from ppl_models.counts import corpus, starts
 from ppl_models.errors import DataError
+from ppl_models.threads import each
 
 _STEPS, _TOL = 100, 1e-3
 
@@ -58,7 +59,7 @@ def perplexity(topics: Any, alpha: float, counts: Any, *, seed: int = 0) -> floa
         kernels.mixed(doc, word, theta, np.ascontiguousarray(draws[draw].T), p)
         return p
 
-    p = sum(kernels.each(probability, len(draws))) / len(draws)
+    p = sum(each(probability, len(draws))) / len(draws)
     return math.exp(-float(scored @ np.log(p)) / float(scored.sum()))
 
 
@@ -72,9 +73,9 @@ def fold_in(topics: Any, alpha: float, counts: Any) -> Tensor:
     draws = _probabilities(topics)
     data = corpus(counts, words=draws.shape[-1])
     count = data["count"].numpy()
-    each = kernels.each(lambda i: _folded(draws[i], alpha, data, count), len(draws))
+    folded = each(lambda i: _folded(draws[i], alpha, data, count), len(draws))
     lead = np.shape(topics)[:-2]
-    return torch.from_numpy(np.stack(each)).reshape(*lead, data["documents"], -1)
+    return torch.from_numpy(np.stack(folded)).reshape(*lead, data["documents"], -1)
 
 
 def halves(data: Data, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -121,7 +122,7 @@ def left_to_right(
         tokens = word[first[d] : first[d + 1]]
         return lda_gibbs.left_to_right(tokens, by_word, float(alpha), particles, seeds[d])
 
-    return np.array(kernels.each(document, data["documents"]))
+    return np.array(each(document, data["documents"]))
 
 
 def coherence(topics: Any, counts: Any, *, words: int = 10) -> np.ndarray:

@@ -32,6 +32,7 @@ from ppl_models.counts import corpus, starts
 from ppl_models.errors import DataError, ModelError
 from ppl_models.noise import Noise
 from ppl_models.relabel import assigned, permuted
+from ppl_models.threads import each
 from ppl_models.word_counts import WordCounts
 
 _WALKED = 5000  # coordinates beyond which chains on topics and proportions get nowhere
@@ -206,7 +207,7 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
                 first, word, count, proportions[r], topics[r], by_doc[r], by_word[r]
             )
 
-        kernels.each(pass_over, len(topics))
+        each(pass_over, len(topics))
         like = params["topics"]
         return _tensor(by_doc, like), _tensor(by_word.swapaxes(1, 2), like)
 
@@ -250,7 +251,7 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
             new[r] += self.eta
             return scale * local - divergence
 
-        elbo = np.array(kernels.each(restart, len(weights)))
+        elbo = np.array(each(restart, len(weights)))
         like = factors["weights"]
         return {"weights": _tensor(new, like)}, _tensor(elbo, like)
 
@@ -268,7 +269,7 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
                 self.inner_steps, self.inner_tol, gamma[r], expected[:0],
             )  # fmt: skip
 
-        kernels.each(restart, len(weights))
+        each(restart, len(weights))
         return _tensor(gamma, factors["weights"])
 
     def factor_draws(self, data: Data, factors: Params, noise: Noise, draws: int) -> Params:
@@ -318,7 +319,7 @@ class LatentDirichletAllocation(HasEM, HasMeanField, HasConditionals):
             def chain(c: int) -> None:
                 lda_gibbs.sweep(first, word, topic[c], by_word[c], self.alpha, self.eta, seeds[c])
 
-            kernels.each(chain, len(topic))
+            each(chain, len(topic))
             return params
 
         return {"z": z}

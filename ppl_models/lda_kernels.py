@@ -2,32 +2,20 @@
 
 Entries are sorted by document: document d has those from starts[d] to starts[d + 1], each a word
 and its count. Topics lie innermost, (words, topics). One call is one chain or restart, and does not
-hold Python's lock, so that ``each`` runs several at once.
+hold Python's lock, so that ``threads.each`` runs several at once.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import torch
 from numba import njit
 
 # sums may be reordered, which lets them be vectorised; infinities and NaN keep their meaning
 FAST: Any = {"reassoc", "contract", "nsz", "arcp"}
 _TINY = 1e-300
-
-
-def each(function: Callable[[int], Any], number: int) -> list[Any]:
-    """``function`` of 0, ..., number - 1, on as many threads as torch has been given."""
-    threads = min(number, torch.get_num_threads())
-    if threads < 2:
-        return [function(i) for i in range(number)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, range(number)))
 
 
 # -- special functions -----------------------------------------------------------------------------

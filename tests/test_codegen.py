@@ -196,6 +196,30 @@ def test_threads_share_large_work_and_sum_in_one_order():
         assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("length", [1000, 1001, 1015])
+@pytest.mark.parametrize("columns", [3, 40])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_rows_of_matrices_begin_at_lines_of_the_cache(length, columns, dtype):
+    rows = torch.tensor(RANDOM.normal(size=(length, columns)), dtype=dtype)
+
+    def function(x):
+        return -torch.nn.functional.softplus(rows @ x).sum()
+
+    density = Density(function, columns, dtype, 1)
+    reals, _ = density._arrays
+    assert all(array.ctypes.data % 64 == 0 for array in reals)
+    assert max(map(len, reals)) == columns * (-(-length // 16) * 16)
+    x = points(3, columns).to(dtype)
+    assert_same(density, function, x, 1e-11 if dtype == torch.float64 else 1e-5)
+
+
+def test_threads_read_much_data_together_and_little_each_for_itself():
+    for rows, each in ((100_000, True), (1_000_000, False)):
+        data = torch.ones(rows, 3, dtype=torch.float64).cumsum(0)
+        density = Density(lambda x, data=data: -(data @ x).square().sum(), 3, torch.float64, 2)
+        assert bool(density.native.single) == each
+
+
 def test_what_is_not_a_number_stays_so():
     """A NaN in one chain is in its value, and in that of no other."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -15,12 +15,20 @@ from torch.distributions import Dirichlet, kl_divergence
 
 from inference import CAVI, EM, MH, NUTS, SVI, Gibbs, fit, topics
 from inference.fit import bind
-from ppl_models import DataError, EngineError, LatentDirichletAllocation, ModelError, word_counts
+from ppl_models import (
+    DataError,
+    EngineError,
+    LatentDirichletAllocation,
+    ModelError,
+    lda,
+    word_counts,
+)
 from ppl_models import lda_gibbs as tokens
 from ppl_models import lda_kernels as kernels
 from ppl_models.corpora import held_out, read_corpus, read_texts, reuters
 from ppl_models.counts import corpus
 from ppl_models.noise import Noise
+from ppl_models.threads import each
 from tests.statistics import LEVEL, critical, error, quiet, student
 
 pytestmark = pytest.mark.filterwarnings("ignore::inference.InferenceWarning")
@@ -166,7 +174,7 @@ def test_a_chain_does_not_depend_on_its_neighbours():
 )
 def test_threads_change_nothing_and_float32_is_kept(engine, monkeypatch):
     alone = fit(MODEL, SMALL, engine, seed=1).posterior.draws["topics"]
-    monkeypatch.setattr(kernels.torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(lda, "each", partial(each, threads=2))
     together = fit(MODEL, SMALL, engine, seed=1).posterior.draws["topics"]
     torch.testing.assert_close(alone, together, rtol=0, atol=0)
     single = fit(MODEL, SMALL, engine, seed=1, dtype="float32").posterior.draws["topics"]

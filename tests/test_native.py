@@ -13,6 +13,7 @@ from numba import types
 from inference import HMC, MAMS, NUTS, Target, Until, fit, nuts_cpu, stopping
 from inference.chains import Tuning
 from inference.hmc import Phase, leapfrog, trajectory
+from inference.native import Native
 from inference.recording import Recorder
 from ppl_models import Noise, noise_cpu
 from ppl_models.errors import EngineError
@@ -162,35 +163,45 @@ def test_where_a_run_is_cut_changes_nothing(engine, dtype, native, monkeypatch):
     assert torch.equal(drawn[0], drawn[2])
 
 
-@pytest.mark.parametrize("most", [16, 1 << 20])
-def test_threads_change_no_draw(most, monkeypatch):
-    alone = natives.normal(3)._replace(alone=most)
-    natives.serve(monkeypatch, alone, 3)
-    groups, own = [], nuts_cpu._groups
-    monkeypatch.setattr(nuts_cpu, "_groups", lambda *a: groups.append(own(*a)) or groups[-1])
+@pytest.mark.parametrize("engine", [NUTS, HMC, MAMS])
+@pytest.mark.parametrize(("chains", "work"), [(53, 10), (5, 20_000)])
+def test_threads_change_no_draw(engine, chains, work, monkeypatch):
+    """Few chains are shared where each is much work, many in any case."""
+    natives.serve(monkeypatch, natives.normal(3)._replace(single=3, work=work), 3)
+    groups, own = set(), Native.groups
+
+    def watched(*given):
+        groups.add(tuple(own(*given)))
+        return list(own(*given))
+
+    monkeypatch.setattr(Native, "groups", watched)
+    monkeypatch.setattr("inference.native._WORTH_THREADS", 1000)
     before, drawn = torch.get_num_threads(), []
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            engine = NUTS(chains=53, warmup=150, draws=200, tier="traced")
-            drawn.append(fit(normals, {}, engine).posterior.unconstrained)
+            run = engine(chains=chains, warmup=150, draws=100, tier="traced")
+            drawn.append(fit(normals, {}, run).posterior.unconstrained)
     finally:
         torch.set_num_threads(before)
     assert torch.equal(drawn[0], drawn[1])
     assert torch.equal(drawn[0], drawn[2])
-    few, many = ((0, 32), (32, 53)), ((0, 16), (16, 32), (32, 48), (48, 53))
-    assert {tuple(group) for group in groups} == {((0, 53),), many if most == 16 else few}
+    shared = {((0, 32), (32, 53))} if chains == 53 else {((0, 3), (3, 5)), ((0, 2), (2, 4), (4, 5))}
+    assert shared < groups
 
 
-def test_density_that_takes_threads_itself_is_called_for_all_chains_at_once():
+def test_what_repays_threads_is_shared_among_them():
     before = torch.get_num_threads()
+    light = Native(0, 0, None, single=1, work=1000)
+    heavy = light._replace(work=1_000_000)
     try:
         torch.set_num_threads(4)
-        assert nuts_cpu._groups(100, 15) == [(0, 100)]
-        assert nuts_cpu._groups(100, 1000) == [(0, 32), (32, 64), (64, 96), (96, 100)]
-        assert nuts_cpu._groups(31, 1000) == [(0, 31)]
-        parts = nuts_cpu._groups(200, 31)
-        assert parts == [(low, min(low + 16, 200)) for low in range(0, 200, 16)]
+        assert light.groups(100, 1000) == [(0, 32), (32, 64), (64, 96), (96, 100)]
+        assert light.groups(100, 1) == [(0, 100)]
+        assert light.groups(31, 1000) == [(0, 31)]
+        assert heavy.groups(3, 1) == [(0, 1), (1, 2), (2, 3)]
+        assert heavy._replace(single=0).groups(3, 1) == [(0, 3)]
+        assert heavy.groups(1, 1) == [(0, 1)]
     finally:
         torch.set_num_threads(before)
 

@@ -15,7 +15,6 @@ from inference.codegen import compiler
 from inference.codegen.emission import Source, emit
 from inference.codegen.expressions import Expressions
 from inference.codegen.lowering import lower
-from inference.codegen.prelude import WORTH
 from inference.codegen.tape import Unrepaid, Untraceable, record
 from inference.native import Native
 
@@ -23,7 +22,8 @@ _SECONDS_PER_NODE = 7e-4  # of the compiler
 _SECONDS_OF_TRACE = 1.0  # of the other tiers, before their first evaluation
 _SECONDS_PER_OPERATION = 3.5e-6  # of PyTorch, for each evaluation
 
-_ANY = 1 << 62  # chains
+_LINE = 64  # bytes
+_CACHED = 16 << 20  # bytes of data; more are read once for all chains, not by each thread
 
 _WORD = ctypes.c_int64
 _ADDRESS = ctypes.c_void_p
@@ -82,21 +82,27 @@ class Density:
         self._library = compiler.load(source.text)
         self._arrays = _arrays(source, lowered.expressions, dtype)
         reals, positions = (_addresses(arrays) for arrays in self._arrays)
-        self._context = np.array([threads, reals.ctypes.data, positions.ctypes.data], np.int64)
+        data = reals.ctypes.data, positions.ctypes.data
+        self._contexts = np.array([[threads, *data], [1, *data]], np.int64)
         self._call: Any = self._library.density
         self._call.argtypes = [_WORD, *[_ADDRESS] * 4]
         self._call.restype = None
         address = ctypes.cast(self._call, _ADDRESS).value
         assert address is not None
-        keep = (self._library, self._arrays, reals, positions, self._context)
-        alone = _ANY if threads == 1 else WORTH // max(source.work, 1)
-        self.native = Native(address, self._context.ctypes.data, keep, alone)
+        keep = (self._library, self._arrays, reals, positions, self._contexts)
+        size = sum(array.nbytes for arrays in self._arrays for array in arrays)
+        many, single = (row.ctypes.data for row in self._contexts)
+        self.native = Native(address, many, keep, single if size <= _CACHED else 0, source.work)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(C, D) -> (C,), (C, D)."""
         x = x.contiguous()
         value, gradient = x.new_empty(len(x)), torch.empty_like(x)
-        self._call(len(x), x.data_ptr(), value.data_ptr(), gradient.data_ptr(), self.native.context)
+
+        def call(context: int, *parts: Tensor) -> None:
+            self._call(len(parts[0]), *(part.data_ptr() for part in parts), context)
+
+        self.native.share(call, (x, value, gradient), 1)
         return value, gradient
 
 
@@ -116,9 +122,21 @@ def _arrays(
         if array.max(initial=0) >= 2**31:
             raise Untraceable("positions beyond 2^31")
     return (
-        [np.ascontiguousarray(array, dtype=real) for array in reals],
-        [np.ascontiguousarray(array, dtype=np.int32) for array in positions],
+        [_aligned(array, real) for array in reals],
+        [_aligned(array, np.int32) for array in positions],
     )
+
+
+def _aligned(array: np.ndarray, kind: Any) -> np.ndarray:
+    """The same numbers, from the beginning of a line of the cache on."""
+    array = np.ascontiguousarray(array, dtype=kind)
+    if array.ctypes.data % _LINE == 0:
+        return array
+    room = np.empty(array.nbytes + _LINE, dtype=np.uint8)
+    first = -room.ctypes.data % _LINE
+    copy = room[first : first + array.nbytes].view(kind)
+    copy[:] = array
+    return copy
 
 
 def _addresses(arrays: list[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,7 @@ from inference.codegen.lowering import Function
 from inference.codegen.plan import Loop, Plan, planned
 from inference.codegen.prelude import prelude
 from inference.codegen.text import Text
+from inference.codegen.values import stride
 
 _CHUNK = 64  # chains
 _CACHE = 24_000  # bytes of data in a block of rows
@@ -200,9 +201,9 @@ void density(int64_t chains, const real *x, real *value, real *gradient, void *c
             if op == "matvec":
                 matrix = text.real(args[0])
                 rows = make.arrays[args[1]].size
-                outer.append(f"real m{node}[{block}];")
+                outer.append(f"ALIGNED real m{node}[{block}];")
                 outer.append(
-                    f"matvec(n, {rows}, {matrix} + b, {length}, {array(args[1])}, m{node});"
+                    f"matvec(n, {rows}, {matrix} + b, {stride(length)}, {array(args[1])}, m{node});"
                 )
                 lines.append(f"const real t{node} = m{node}[k];")
             elif op == "xs":
@@ -240,12 +241,13 @@ void density(int64_t chains, const real *x, real *value, real *gradient, void *c
                         lines.append(f"{array(a)}[{place}] += {value};")
                 continue
             node = args[1] if kind == "dots" else args[0]
-            outer.append(f"real r{a}[{block}];")
+            outer.append(f"ALIGNED real r{a}[{block}];")
             lines.append(f"r{a}[k] = {text.operand(node, reference)};")
             into = f"(sums + {offset} + c * {size})"
             if kind == "dots":
                 matrix = text.real(args[0])
-                after.append(f"dots(n, {size}, {matrix} + b, {loop.length}, r{a}, {into});")
+                apart = stride(loop.length)
+                after.append(f"dots(n, {size}, {matrix} + b, {apart}, r{a}, {into});")
             else:
                 where = text.position(args[1], reference)
                 after.append(
@@ -264,8 +266,8 @@ static void loop{number}(const struct data *data, const int64_t part, const int6
                          const real *restrict slots, real *restrict arrays, real *restrict sums)
 {{
     {_lines(text.declarations(), 4)}
-    const int64_t low = part * {loop.length} / {loop.parts};
-    const int64_t high = (part + 1) * {loop.length} / {loop.parts};
+    const int64_t low = PART(part, {loop.parts}, {loop.length});
+    const int64_t high = PART(part + 1, {loop.parts}, {loop.length});
     (void)x, (void)gradient, (void)slots, (void)arrays, (void)sums;
     for (int64_t b = low; b < high; b += {block})
     for (int64_t c = 0; c < chains; c++) {{

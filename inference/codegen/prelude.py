@@ -20,6 +20,9 @@ _HEAD = """\
 #define NAN ((real)__builtin_nan(""))
 #define SIMD _Pragma("omp simd")
 #define STRING(text) #text
+#define ALIGNED _Alignas(64)
+/* Where a part of many rows begins: rows are read by vectors. */
+#define PART(k, parts, rows) ((k) == (parts) ? (rows) : (k) * (rows) / (parts) / 16 * 16)
 #ifdef _OPENMP
 #define PARALLEL(condition, threads) \\
     _Pragma(STRING(omp parallel for schedule(static) if(condition) num_threads(threads)))

@@ -15,6 +15,7 @@ from torch import Tensor
 from inference.codegen.expressions import Expressions, Segment
 from inference.codegen.tape import Untraceable
 
+_LINE = 16  # numbers, of four bytes; of eight, two lines
 LONG = 32
 """An axis of more elements becomes a loop."""
 
@@ -65,6 +66,21 @@ def long_axis(shape: tuple[int, ...]) -> int | None:
     return axis
 
 
+def stride(length: int) -> int:
+    """How far apart rows of so many numbers lie, of vectors of 64 bytes."""
+    return -(-length // _LINE) * _LINE
+
+
+def _padded(tensor: Tensor) -> Tensor:
+    """With the last axis, where there is another, as long as rows are apart."""
+    length = tensor.shape[-1] if tensor.dim() else 1
+    if tensor.numel() == length or stride(length) == length:
+        return tensor.contiguous()
+    padded = tensor.new_zeros(*tensor.shape[:-1], stride(length))
+    padded[..., :length] = tensor
+    return padded
+
+
 class Values:
     """Makes tensors of symbols of constants, and changes their axes."""
 
@@ -86,7 +102,8 @@ class Values:
         moved = tensor.movedim(axis, -1)
         buffer = self.buffer(moved)
         rows = math.prod(moved.shape[:-1])
-        nodes = [make.make("data", buffer, row * length, 1, length=length) for row in range(rows)]
+        starts = range(0, rows * stride(length), stride(length))
+        nodes = [make.make("data", buffer, start, 1, length=length) for start in starts]
         if tensor.dtype == torch.bool:
             nodes = [make.condition(node) for node in nodes]
         items = np.array(nodes, dtype=int).reshape(*moved.shape[:-1], 1)
@@ -101,11 +118,14 @@ class Values:
         return Value(np.full(short, node), axis, shape[axis])
 
     def buffer(self, tensor: Tensor) -> int:
-        """The number of the buffer that holds a constant, its last axis fastest."""
+        """The number of the buffer that holds a constant, its last axis fastest.
+
+        What else it has than that begins at multiples of ``stride``.
+        """
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if place not in self._buffers:
             self._buffers[place] = (len(self.expressions.buffers), tensor)
-            self.expressions.buffers.append(tensor.contiguous().cpu().numpy().reshape(-1))
+            self.expressions.buffers.append(_padded(tensor).cpu().numpy().reshape(-1))
         return self._buffers[place][0]
 
     def written_out(self, value: Value) -> Value:
