@@ -59,10 +59,14 @@ class Problem:
             )
         return Noise.seeded(self.seed, chains, device=self.device, dtype=self.dtype)
 
-    def target(self, tier: TierChoice, calls: int) -> Target:
-        """The log density of the continuous sites in unconstrained space."""
+    def target(self, tier: TierChoice, calls: int, *, wide: bool = False) -> Target:
+        """The log density of the continuous sites in unconstrained space.
+
+        With ``wide`` its values are in float64, whatever points are; see ``Program.log_density``.
+        """
+        density = self.program.log_density
         return Target(
-            self.program.log_density,
+            partial(density, wide=True) if wide else density,
             self.program.dim,
             dtype=self.dtype,
             device=self.device,
@@ -147,6 +151,9 @@ class Engine(ABC):
 
     extends: ClassVar[tuple[str, ...]] = ("draws",)
     """The settings that may differ where a stored run goes on."""
+
+    single_on_gpu: ClassVar[bool] = False
+    """Whether float32 is its default on a GPU."""
 
     @abstractmethod
     def run(self, problem: Problem) -> Posterior:

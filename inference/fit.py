@@ -250,7 +250,9 @@ def fit(
         seed: a non-negative integer; the same seed gives the same draws.
         device: "cpu", "cuda", or "auto": a GPU where there is one and the model has weights, else
             the CPU, which is faster for small problems.
-        dtype: of the real numbers; by default that of the model's weights, else float64.
+        dtype: of the real numbers; by default that of the model's weights, else float64, but
+            float32 for samplers by gradients (NUTS, HMC, ChEES, MAMS, MALA) on a GPU, where log
+            densities are then added up in float64.
         progress: whether to show a progress bar; by default where standard error is a terminal.
         until: when to stop before the engine's own limit, such as ``Until(seconds=60)``.
         store: a folder to write the draws to as they come, as a Zarr store such as "run.zarr".
@@ -284,7 +286,8 @@ def fit(
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else model
     fields = _prepare(model, data)
     where = _device(device, model, fields)
-    kind = _dtype(dtype, model)
+    single = engine.single_on_gpu and where.type == "cuda"
+    kind = _dtype(dtype, model, torch.float32 if single else torch.float64)
     if isinstance(model, nn.Module):
         model = model.to(device=where, dtype=kind)
     title = type(engine).__name__
@@ -468,7 +471,9 @@ def _device(device: str | torch.device, model: Any, fields: Data) -> torch.devic
     return torch.device("cuda" if weights and torch.cuda.is_available() else "cpu")
 
 
-def _dtype(dtype: torch.dtype | str | None, model: Any) -> torch.dtype:
+def _dtype(
+    dtype: torch.dtype | str | None, model: Any, otherwise: torch.dtype = torch.float64
+) -> torch.dtype:
     if isinstance(dtype, str):
         named = {"float32": torch.float32, "float64": torch.float64}
         if dtype not in named:
@@ -481,7 +486,7 @@ def _dtype(dtype: torch.dtype | str | None, model: Any) -> torch.dtype:
     if isinstance(model, nn.Module):
         for parameter in model.parameters():
             return parameter.dtype
-    return torch.float64
+    return otherwise
 
 
 def _check_model(model: Any) -> None:

@@ -76,7 +76,7 @@ def reasonable_step_size(
     log_density, gradient = target.log_density_and_grad(x)
     momentum = noise.normal(target.dim)
     before = energy(log_density, momentum)
-    step = torch.full_like(log_density, start)
+    step = torch.full_like(x[:, 0], start)
     direction = torch.zeros_like(step)
     for _ in range(50):
         phase, moved = leapfrog(
@@ -101,6 +101,7 @@ class Hamiltonian(Sampler):
     mass: MassChoice = "auto"
 
     target_acceptance_rate: ClassVar[float | None] = 0.8
+    single_on_gpu: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

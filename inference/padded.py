@@ -50,7 +50,7 @@ class Padded:
         parts = []
         for part in x.split(self._size):
             full = function(_filled(part, self._size))
-            parts.append([value[: len(part)] for value in full])
+            parts.append([value[: len(part)].to(x.dtype) for value in full])
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 

@@ -1,4 +1,4 @@
-"""The one place that touches Pyro: a program and its data become plain functions of tensors.
+"""The one class that touches Pyro: a program and its data become plain functions of tensors.
 
 Running a program under handlers gives its latent sites, their transforms to the real line, and
 its log joint density with discrete sites summed out by parallel enumeration. Everything
@@ -8,31 +8,43 @@ downstream (targets, engines) sees functions of flat unconstrained vectors.
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import itertools
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import pyro
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.infer import config_enumerate
 from pyro.infer.inspect import get_model_relations
 from pyro.infer.mcmc.util import TraceEinsumEvaluator
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.subsample_messenger import _Subsample
 from torch import Tensor, nn
-from torch.distributions import biject_to, dirichlet, transforms
-from torch.func import vmap
-from torch.overrides import TorchFunctionMode
+from torch.distributions import biject_to
 
 from inference.codegen.build import Attempt
+from inference.handlers import (
+    AllMet,
+    Initialise,
+    Matching,
+    Substitute,
+    Unobserve,
+    UpToTheLast,
+    Values,
+    simulate,
+    with_real_observations,
+)
+from inference.sites import (
+    enumerate_support,
+    inverse_shape,
+    is_deterministic,
+    is_discrete,
+    is_factor,
+    sample_sites,
+    value_of,
+)
 from ppl_models.errors import DataError, ModelError, SuiteError
-
-Values = dict[str, Tensor]
 
 HELD = -1e10
 """A tilt that rules a value of a discrete site out."""
@@ -126,36 +138,36 @@ class Program:
     def __init__(
         self, model: Callable[..., Any], data: Mapping[str, Any], *, plate_nesting: int = 0
     ) -> None:
-        self.model = _with_real_observations(model)
+        self.model = with_real_observations(model)
         self.data = dict(data)
         _check_arguments(model, self.data)
         first, second = self._prototype(0), self._prototype(1)
         _check_structure(first, second)
-        latent = [site for site in _sample_sites(first) if not site["is_observed"]]
+        latent = [site for site in sample_sites(first) if not site["is_observed"]]
         self.sites: list[Site] = []
         self.discrete: list[DiscreteSite] = []
         offset = 0
         for site in latent:
             distribution = site["fn"]
-            if _is_discrete(distribution):
-                support = _enumerate_support(site["name"], distribution)
+            if is_discrete(distribution):
+                support = enumerate_support(site["name"], distribution)
                 self.discrete.append(DiscreteSite(site["name"], distribution.batch_shape, support))
                 continue
             shape = distribution.shape()
-            unconstrained = _inverse_shape(biject_to(distribution.support), shape)
+            unconstrained = inverse_shape(biject_to(distribution.support), shape)
             self.sites.append(Site(site["name"], shape, unconstrained, offset))
             offset += unconstrained.numel()
         self.dim = offset
         self.observed = [
             site["name"]
-            for site in _sample_sites(first)
-            if site["is_observed"] and not _is_factor(site)
+            for site in sample_sites(first)
+            if site["is_observed"] and not is_factor(site)
         ]
         self.observations = {
-            str(site["name"]): site["value"] for site in _sample_sites(first) if site["is_observed"]
+            str(site["name"]): site["value"] for site in sample_sites(first) if site["is_observed"]
         }
         self.deterministic = [
-            str(site["name"]) for site in first.nodes.values() if _is_deterministic(site)
+            str(site["name"]) for site in first.nodes.values() if is_deterministic(site)
         ]
         self.parameters = [
             name for name, site in first.nodes.items() if site["type"] == "param"
@@ -174,15 +186,15 @@ class Program:
         self.discrete.sort(key=lambda site: len(self._latent_frames[site.name]))
         self._observed_frames = {
             site["name"]: [f for f in site["cond_indep_stack"] if f.vectorized]
-            for site in _sample_sites(first)
+            for site in sample_sites(first)
             if site["is_observed"]
         }
         self._observed_shape = {
             site["name"]: site["fn"].batch_shape
-            for site in _sample_sites(first)
+            for site in sample_sites(first)
             if site["is_observed"]
         }
-        frames = [frame for site in _sample_sites(first) for frame in site["cond_indep_stack"]]
+        frames = [frame for site in sample_sites(first) for frame in site["cond_indep_stack"]]
         nested = max((-frame.dim for frame in frames if frame.vectorized), default=0)
         self.plate_nesting = max(nested, plate_nesting)
         self.random = None if self.subsampled else self._random_site(first)
@@ -194,23 +206,27 @@ class Program:
 
     # -- densities -------------------------------------------------------------------------------
 
-    def log_density(self, x: Tensor, *tilts: Tensor) -> Tensor:
+    def log_density(self, x: Tensor, *tilts: Tensor, wide: bool = False) -> Tensor:
         """Log joint density at a flat unconstrained point, with the log Jacobian: (D,) -> ().
+
+        With ``wide`` the terms of each site are added up in float64, whatever they are themselves,
+        unless there are discrete sites: of a million terms in float32 the sum would be known to
+        0.1, and so would differences of energies be.
 
         Discrete sites are summed out. ``tilts``, one per discrete site of shape (*batch, K), are
         added to the log factors of its K values: the gradient with respect to a tilt, at zero,
         is the posterior probability of each value.
         """
-        substitute = _Substitute(self._split(x), constrained=False)
-        return self._log_joint(substitute, tilts) + substitute.log_det
+        substitute = Substitute(self._split(x), constrained=False)
+        return self._log_joint(substitute, tilts, wide=wide) + substitute.log_det
 
     def log_joint(self, values: Values) -> Tensor:
         """Log joint density of constrained values, without a Jacobian."""
-        return self._log_joint(_Substitute(values, constrained=True))
+        return self._log_joint(Substitute(values, constrained=True))
 
     def log_likelihood(self, values: Values) -> Tensor:
         """Log likelihood of constrained values: the joint without the priors of its sites."""
-        return self._log_joint(_Substitute(values, constrained=True), priors=False)
+        return self._log_joint(Substitute(values, constrained=True), priors=False)
 
     def prior(self) -> Callable[..., Any]:
         """The program without its observations: its latent sites are drawn from the prior."""
@@ -222,9 +238,9 @@ class Program:
         Discrete sites are summed out. Raises ``ModelError`` where these tie observations together,
         so that the log likelihood is no sum over them.
         """
-        trace = self._trace(_Substitute(self._split(x), constrained=False))
+        trace = self._trace(Substitute(self._split(x), constrained=False))
         trace.compute_log_prob()
-        sites = {site["name"]: site for site in _sample_sites(trace)}
+        sites = {site["name"]: site for site in sample_sites(trace)}
         logs: Values = {name: site["unscaled_log_prob"] for name, site in sites.items()}
         dims = {d.name: sites[d.name]["infer"]["_enumerate_dim"] for d in self.discrete}
         uses = {
@@ -321,11 +337,11 @@ class Program:
     def log_density_of(self, minibatch: Minibatch, x: Tensor, rows: Tensor) -> Tensor:
         """``log_density`` estimated, without bias, from some rows of the data."""
         data = {k: v[rows] if k in minibatch.fields else v for k, v in self.data.items()}
-        substitute = _Substitute(self._split(x), constrained=False)
+        substitute = Substitute(self._split(x), constrained=False)
         trace = self._trace(substitute, data)
         trace.compute_log_prob()
         beside = x.new_zeros(())  # what lies outside the plate, not to be scaled
-        for site in _sample_sites(trace):
+        for site in sample_sites(trace):
             if all(frame.name != minibatch.plate for frame in site["cond_indep_stack"]):
                 beside = beside + site["log_prob_sum"]
         scale = minibatch.size / minibatch.batch
@@ -351,24 +367,24 @@ class Program:
             parts.append(biject_to(latent["fn"].support).inv(latent["value"]).reshape(-1))
         return torch.cat(parts) if parts else torch.zeros(0)
 
-    def _met(self, values: Values, *, constrained: bool) -> _UpToTheLast:
+    def _met(self, values: Values, *, constrained: bool) -> UpToTheLast:
         """What the continuous sites were met as, in a run that ends with the last of them."""
-        sites = _UpToTheLast(values, {site.name for site in self.sites}, constrained=constrained)
-        with contextlib.suppress(_AllMet):
+        sites = UpToTheLast(values, {site.name for site in self.sites}, constrained=constrained)
+        with contextlib.suppress(AllMet):
             self._trace(sites)
         return sites
 
     def deterministics(self, values: Values) -> Values:
         """The ``pyro.deterministic`` sites given all latent values, discrete ones included."""
-        with _Substitute(values, constrained=True), poutine.trace() as tracer:
+        with Substitute(values, constrained=True), poutine.trace() as tracer:
             self.model(**self.data)
-        return {name: _value(tracer.trace, name) for name in self.deterministic}
+        return {name: value_of(tracer.trace, name) for name in self.deterministic}
 
     def predict(self, values: Values, data: Mapping[str, Any] | None = None) -> Values:
         """One draw of the observed sites given latent values: posterior predictive."""
-        with poutine.trace() as tracer, _Substitute(values, constrained=True), _Unobserve():
+        with poutine.trace() as tracer, Substitute(values, constrained=True), Unobserve():
             self.model(**(self.data if data is None else data))
-        return {name: _value(tracer.trace, name) for name in self.observed}
+        return {name: value_of(tracer.trace, name) for name in self.observed}
 
     def predictive(self, draws: Values, seed: int, data: Mapping[str, Any] | None = None) -> Values:
         """One draw of the observed sites for each draw of the latents: {site: (..., *shape)}.
@@ -408,7 +424,7 @@ class Program:
 
     def _check_new(self, values: Values, data: Mapping[str, Any]) -> None:
         try:
-            with torch.random.fork_rng(), _Matching(values, constrained=True), _Unobserve():
+            with torch.random.fork_rng(), Matching(values, constrained=True), Unobserve():
                 self.model(**data)
         except SuiteError:
             raise
@@ -424,7 +440,7 @@ class Program:
 
         def once(_: Tensor) -> Values:
             trace = poutine.trace(self.model).get_trace(**self.data)
-            return {name: _value(trace, name) for name in names}
+            return {name: value_of(trace, name) for name in names}
 
         return simulate(once, draws, seed)
 
@@ -433,31 +449,31 @@ class Program:
         names = [site.name for site in (*self.sites, *self.discrete)] + self.observed
 
         def once(_: Tensor) -> Values:
-            with poutine.trace() as tracer, _Unobserve():
+            with poutine.trace() as tracer, Unobserve():
                 self.model(**self.data)
-            return {name: _value(tracer.trace, name) for name in names}
+            return {name: value_of(tracer.trace, name) for name in names}
 
         return simulate(once, draws, seed)
 
     def start(self, seed: int) -> Values:
         """The values of one prototype run, whose unconstrained values are uniform on (-2, 2)."""
         trace = self._prototype(seed)
-        return {site.name: _value(trace, site.name) for site in self.sites}
+        return {site.name: value_of(trace, site.name) for site in self.sites}
 
     def relations(self) -> dict[str, Any]:
         """Which sites depend on which, their laws and plates, as Pyro's inspection tells."""
         values = self.start(0)  # a flat prior cannot be drawn from
 
         def run() -> Any:
-            with _Substitute(values, constrained=True):
+            with Substitute(values, constrained=True):
                 return self.model(**self.data)
 
         return get_model_relations(run, include_deterministic=True)
 
     def describe(self, x: Tensor) -> str:
         """Which site makes the log density not finite at ``x``."""
-        trace = self._trace(_Substitute(self._split(x), constrained=False))
-        for site in _sample_sites(trace):
+        trace = self._trace(Substitute(self._split(x), constrained=False))
+        for site in sample_sites(trace):
             try:
                 log_prob = site["fn"].log_prob(site["value"])
             except ValueError as error:
@@ -480,9 +496,9 @@ class Program:
         return config_enumerate(self.model, default="parallel")
 
     def _trace(
-        self, substitute: _Substitute, data: Mapping[str, Any] | None = None
+        self, substitute: Substitute, data: Mapping[str, Any] | None = None
     ) -> poutine.Trace:
-        model = poutine.block(self.model, hide_fn=_is_deterministic)
+        model = poutine.block(self.model, hide_fn=is_deterministic)
         if self.discrete:
             model = config_enumerate(model, default="parallel")
             model = poutine.enum(model, first_available_dim=-1 - self.plate_nesting)
@@ -491,16 +507,21 @@ class Program:
 
     def _log_joint(
         self,
-        substitute: _Substitute,
+        substitute: Substitute,
         tilts: tuple[Tensor, ...] = (),
         *,
         priors: bool = True,
+        wide: bool = False,
     ) -> Tensor:
         trace = self._trace(substitute)
         if not priors:
             for latent in self.sites:
                 for kind in ("log_prob", "unscaled_log_prob", "log_prob_sum"):
                     trace.nodes[latent.name][kind] = torch.zeros(())
+        if wide and not self.discrete:
+            trace.compute_log_prob()
+            terms = [site["log_prob"] for site in sample_sites(trace)]
+            return torch.stack([term.sum(dtype=torch.float64) for term in terms]).sum()
         return self._marginal(trace, tilts)
 
     def _marginal(self, trace: poutine.Trace, tilts: tuple[Tensor, ...] = ()) -> Tensor:
@@ -525,10 +546,10 @@ class Program:
 
     def _random_site(self, first: poutine.Trace) -> str | None:
         """The first site whose log density differs between two runs at the same values."""
-        values = {str(s["name"]): s["value"] for s in _sample_sites(first) if not s["is_observed"]}
-        with _Substitute(values, constrained=True):
-            again = {site["name"]: site for site in _sample_sites(self._prototype(1))}
-        for site in _sample_sites(first):
+        values = {str(s["name"]): s["value"] for s in sample_sites(first) if not s["is_observed"]}
+        with Substitute(values, constrained=True):
+            again = {site["name"]: site for site in sample_sites(self._prototype(1))}
+        for site in sample_sites(first):
             if not _close(again[site["name"]]["log_prob_sum"], site["log_prob_sum"]):
                 return site["name"]
         return None
@@ -541,7 +562,7 @@ class Program:
         Pyro's sum underflows, as the values are too improbable beside those ruled out, a point
         nearer to the origin of the unconstrained space is taken, where they differ less.
         """
-        continuous = {site.name: _value(first, site.name) for site in self.sites}
+        continuous = {site.name: value_of(first, site.name) for site in self.sites}
         held: Values = {}
         tilts = []
         for position, site in enumerate(self.discrete):
@@ -561,13 +582,13 @@ class Program:
             try:
                 if share < 1:
                     continuous = self.constrain(share * self.unconstrain(continuous))
-                summed = self._log_joint(_Substitute(continuous, constrained=True), tuple(tilts))
+                summed = self._log_joint(Substitute(continuous, constrained=True), tuple(tilts))
                 self.constrain(self.example())
             except Exception as error:
                 raise ModelError(
                     f"the discrete sites {names} cannot be summed out: {_cause(error)}; {remedy}"
                 ) from error
-            with _Substitute({**continuous, **held}, constrained=True):
+            with Substitute({**continuous, **held}, constrained=True):
                 expected = torch.as_tensor(self._prototype(0).log_prob_sum())
             if bool(torch.isfinite(summed) | ~torch.isfinite(expected)):
                 break
@@ -591,7 +612,7 @@ class Program:
 
     def _run(self, seed: int) -> poutine.Trace:
         generator = torch.Generator("cpu").manual_seed(seed)
-        initialise = _Initialise(generator)
+        initialise = Initialise(generator)
         device = next((v.device for v in self.data.values() if isinstance(v, Tensor)), None)
         cuda = [device] if device is not None and device.type == "cuda" else []
         try:
@@ -600,7 +621,7 @@ class Program:
                 self.model(**self.data)
             trace = tracer.trace
             _check_observed(trace)
-            trace.compute_log_prob(lambda name, site: not _is_deterministic(site))
+            trace.compute_log_prob(lambda name, site: not is_deterministic(site))
         except SuiteError:
             raise
         except Exception as error:
@@ -615,280 +636,6 @@ class Program:
             )
             raise ModelError(f"the program failed {place}: {cause}; {remedy}") from error
         return trace
-
-
-class _Substitute(Messenger):
-    """Give latent sites their values; count the log Jacobian where these are unconstrained."""
-
-    def __init__(self, values: Values, *, constrained: bool) -> None:
-        super().__init__()
-        self.values = values
-        self.constrained = constrained
-        self.log_det: Tensor | float = 0.0
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["name"] not in self.values:
-            return
-        value = self.values[msg["name"]]
-        if not self.constrained:
-            transform = biject_to(msg["fn"].support)
-            unconstrained, value = value, transform(value)
-            log_det = transform.log_abs_det_jacobian(unconstrained, value)
-            self.log_det = self.log_det + log_det.sum()
-        msg["value"] = value
-
-
-class _AllMet(BaseException):  # no error, and no program's to catch
-    """Ends a run of which no more is wanted."""
-
-
-class _UpToTheLast(_Substitute):
-    """The same, until all latent sites of some names have been met: no likelihood follows."""
-
-    def __init__(self, values: Values, names: set[str], *, constrained: bool) -> None:
-        super().__init__(values, constrained=constrained)
-        self.met: dict[str, Any] = {}
-        self._names = names
-
-    def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        if msg["name"] in self._names and not msg["is_observed"]:
-            self.met[msg["name"]] = msg
-            if len(self.met) == len(self._names):
-                raise _AllMet
-
-
-class _RealObservations(Messenger):
-    """Observed integers and booleans as real numbers: Bernoulli and others refuse them.
-
-    Outside plates, a distribution that is observed many times becomes as many distributions, so
-    that predictions and pointwise log likelihoods have the shape of the data.
-    """
-
-    def _pyro_sample(self, msg: Any) -> None:
-        value = msg["value"]
-        plain = msg["is_observed"] and not _is_deterministic(msg) and not _is_factor(msg)
-        if plain and isinstance(value, Tensor) and not msg["cond_indep_stack"]:
-            fn = msg["fn"]
-            batch = torch.broadcast_shapes(
-                fn.batch_shape, value.shape[: value.dim() - fn.event_dim]
-            )
-            if batch != fn.batch_shape:
-                msg["fn"] = fn.expand(batch)
-        if msg["is_observed"] and isinstance(value, Tensor) and not value.is_floating_point():
-            msg["value"] = value.to(torch.get_default_dtype())
-
-
-def _with_real_observations(model: Callable[..., Any]) -> Callable[..., Any]:
-    call = model.forward if isinstance(model, nn.Module) else model
-
-    @functools.wraps(call)  # keeps the signature, by which data are checked
-    def run(**data: Any) -> Any:
-        with _RealObservations():
-            return model(**data)
-
-    return run
-
-
-class _Matching(_Substitute):
-    """Give latent sites their values where these have the shapes that the program asks for."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        super()._pyro_sample(msg)
-        value = self.values.get(msg["name"])
-        if value is not None and msg["fn"].shape() != value.shape:
-            raise ModelError(
-                f"{msg['name']}: the posterior has values of shape {tuple(value.shape)}, the "
-                f"program with the new data asks for {tuple(msg['fn'].shape())}; predict for the "
-                "same groups, or draw the site's new values by a program of your own"
-            )
-
-
-class _Initialise(Messenger):
-    """Draw each continuous latent site uniformly on (-2, 2) of its unconstrained space."""
-
-    def __init__(self, generator: torch.Generator) -> None:
-        super().__init__()
-        self.generator = generator
-        self.last: str | None = None
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if isinstance(msg["fn"], _Subsample):
-            return
-        self.last = msg["name"]
-        if msg["is_observed"] or msg["value"] is not None or _is_discrete(msg["fn"]):
-            return
-        distribution = msg["fn"]
-        transform = biject_to(distribution.support)
-        shape = _inverse_shape(transform, distribution.shape())
-        unit = torch.rand(shape, generator=self.generator, dtype=torch.float64, device="cpu")
-        parameter = _parameter(distribution)
-        value = (4 * unit - 2).to(device=parameter.device, dtype=parameter.dtype)
-        msg["value"] = transform(value)
-
-
-class _Unobserve(Messenger):
-    """Sample the observed sites anew."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and not _is_deterministic(msg) and not _is_factor(msg):
-            msg["is_observed"] = False
-            msg["value"] = None
-
-
-class _Functional(Messenger):
-    """Sample by operations that ``vmap`` can make different, instead of ones in place."""
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if (
-            msg["value"] is None
-            and not msg["is_observed"]
-            and not isinstance(msg["fn"], _Subsample)
-        ):
-            with _OutOfPlace(), _plain_dirichlet():
-                msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"])
-
-
-@contextlib.contextmanager
-def _plain_dirichlet() -> Iterator[None]:
-    """Dirichlet and beta variables without their autograd function, which ``vmap`` refuses."""
-    before = dirichlet._Dirichlet
-    dirichlet._Dirichlet = _Plain
-    try:
-        yield
-    finally:
-        dirichlet._Dirichlet = before
-
-
-class _Plain:
-    apply = staticmethod(torch._sample_dirichlet)  # pyright: ignore[reportPrivateImportUsage]
-
-
-class _OutOfPlace(TorchFunctionMode):
-    """Return new random numbers where a distribution would fill an empty tensor with them."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        draw = _IN_PLACE.get(getattr(func, "__name__", ""))
-        if draw is None:
-            return func(*args, **(kwargs or {}))
-        empty, *rest = args
-        unit = torch.randn if draw is _normal else torch.rand
-        return draw(
-            unit(empty.shape, dtype=empty.dtype, device=empty.device), *rest, **kwargs or {}
-        )
-
-
-def _normal(unit: Tensor, mean: float = 0.0, std: float = 1.0) -> Tensor:
-    return mean + std * unit
-
-
-def _uniform(unit: Tensor, low: float = 0.0, high: float = 1.0) -> Tensor:
-    return low + (high - low) * unit
-
-
-def _exponential(unit: Tensor, rate: float = 1.0) -> Tensor:
-    return -(1 - unit).log().clamp(max=-torch.finfo(unit.dtype).tiny) / rate
-
-
-def _cauchy(unit: Tensor, median: float = 0.0, sigma: float = 1.0) -> Tensor:
-    return median + sigma * (torch.pi * (unit - 0.5)).tan()
-
-
-_IN_PLACE = {
-    "normal_": _normal,
-    "uniform_": _uniform,
-    "exponential_": _exponential,
-    "cauchy_": _cauchy,
-}
-
-
-def simulate(once: Callable[[Tensor], Any], draws: int, seed: int) -> Any:
-    """``draws`` independent runs of a random function, by vmap where it allows, else a loop."""
-    index = torch.arange(draws)
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        # vmap says where it loops inside, as for Gamma; whoever draws has not asked for vmap
-        for text in ("There is a performance drop", "An output with one or more elements was resi"):
-            warnings.filterwarnings("ignore", text, UserWarning)
-        torch.manual_seed(seed % 2**63)
-        try:
-            with _Functional():
-                return vmap(once, randomness="different")(index)
-        except (RuntimeError, NotImplementedError, ValueError):
-            torch.manual_seed(seed % 2**63)
-            runs = [once(i) for i in index]
-            return {name: torch.stack([run[name] for run in runs]) for name in runs[0]}
-
-
-def _value(trace: Any, name: str) -> Tensor:
-    return trace.nodes[name]["value"]
-
-
-def _sample_sites(trace: Any) -> list[Any]:
-    return [
-        site
-        for site in trace.nodes.values()
-        if site["type"] == "sample"
-        and not isinstance(site["fn"], _Subsample)
-        and not _is_deterministic(site)
-    ]
-
-
-def _is_deterministic(site: Any) -> bool:
-    return site["type"] == "sample" and bool(site["infer"].get("_deterministic", False))
-
-
-def _is_factor(site: Any) -> bool:
-    return isinstance(site["fn"], dist.Unit)
-
-
-def _is_discrete(distribution: Any) -> bool:
-    return bool(distribution.has_enumerate_support or distribution.support.is_discrete)
-
-
-def _enumerate_support(name: str, distribution: Any) -> Tensor:
-    try:
-        support = distribution.enumerate_support(expand=False)
-    except NotImplementedError as error:
-        if isinstance(distribution, torch.distributions.Independent):
-            raise ModelError(
-                f"{name}: the discrete latent site has dimensions marked by .to_event(), over "
-                "which no sum is taken; put it in a pyro.plate instead"
-            ) from error
-        raise ModelError(
-            f"{name}: the discrete latent site has no finite support to sum over "
-            f"({type(distribution).__name__}); truncate it to a Categorical, or marginalise it"
-        ) from error
-    return support.reshape(support.shape[0], *distribution.event_shape)
-
-
-def _inverse_shape(transform: Any, shape: torch.Size) -> torch.Size:
-    """The shape that a transform maps to ``shape``.
-
-    An affine map by numbers keeps it; PyTorch finds that out by a module that imports SymPy.
-    """
-    if isinstance(transform, transforms.ComposeTransform):
-        for part in reversed(transform.parts):
-            shape = _inverse_shape(part, shape)
-        return shape
-    if isinstance(transform, transforms.IndependentTransform):
-        return _inverse_shape(transform.base_transform, shape)
-    if isinstance(transform, transforms.AffineTransform):
-        numbers = (transform.loc, transform.scale)
-        if not any(isinstance(number, Tensor) and number.dim() for number in numbers):
-            return shape
-    return torch.Size(transform.inverse_shape(shape))
-
-
-def _parameter(distribution: Any) -> Tensor:
-    """A tensor of the dtype and device of the distribution's values."""
-    base = distribution
-    while hasattr(base, "base_dist"):
-        base = base.base_dist
-    for name in getattr(base, "arg_constraints", {}):
-        value = getattr(base, name, None)
-        if isinstance(value, Tensor) and value.is_floating_point():
-            return value
-    return torch.zeros(())
 
 
 def _check_arguments(model: Callable[..., Any], data: Mapping[str, Any]) -> None:
@@ -911,8 +658,8 @@ def _check_structure(first: Any, second: Any) -> None:
     def shape_of(site: Any) -> tuple[torch.Size, bool]:
         return site["fn"].batch_shape + site["fn"].event_shape, site["is_observed"]
 
-    before = {site["name"]: shape_of(site) for site in _sample_sites(first)}
-    after = {site["name"]: shape_of(site) for site in _sample_sites(second)}
+    before = {site["name"]: shape_of(site) for site in sample_sites(first)}
+    after = {site["name"]: shape_of(site) for site in sample_sites(second)}
     changed = [name for name in {**before, **after} if before.get(name) != after.get(name)]
     if changed:
         raise ModelError(
@@ -923,7 +670,7 @@ def _check_structure(first: Any, second: Any) -> None:
 
 
 def _check_observed(trace: Any) -> None:
-    for site in _sample_sites(trace):
+    for site in sample_sites(trace):
         value = site["value"]
         if site["is_observed"] and isinstance(value, Tensor) and bool(torch.isnan(value).any()):
             place = tuple(torch.isnan(value).nonzero()[0].tolist())

@@ -233,8 +233,8 @@ class ReplicatedProblem(Problem):
 
     replicated: Replicated | None = None
 
-    def target(self, tier: TierChoice, calls: int) -> Target:
-        """The log density, each chain with its own data."""
+    def target(self, tier: TierChoice, calls: int, *, wide: bool = False) -> Target:
+        """The log density, each chain with its own data; its values are as exact as its points."""
         assert self.replicated is not None
         return self.replicated.as_target()
 

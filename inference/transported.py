@@ -133,9 +133,9 @@ class Pulled(Problem):
 
     transport: Approximation = field(kw_only=True)
 
-    def target(self, tier: TierChoice, calls: int) -> Target:
+    def target(self, tier: TierChoice, calls: int, *, wide: bool = False) -> Target:
         """The density p(T(z)) |det dT / dz|."""
-        plain = super().target(tier, calls)
+        plain = super().target(tier, calls, wide=wide)
         return plain.over(pulled_back(plain.function, self.transport))
 
     @cached_property

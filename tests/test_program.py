@@ -19,8 +19,9 @@ from torch import nn
 from torch.distributions import biject_to
 
 from inference import HMC, MH, NUTS, SVI, Gibbs, ImportanceSampling, fit
+from inference.handlers import simulate
 from inference.outputs import Outputs
-from inference.program import Minibatch, Program, isolated, simulate
+from inference.program import Minibatch, Program, isolated
 from inference.target import Target
 from ppl_models import DataError, EngineError, LogisticRegression, ModelError, Noise, ORing
 from tests.programs import CONTINUOUS, ENUMERATED, FEW, Case, assignments, mixture

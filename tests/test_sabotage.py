@@ -32,8 +32,8 @@ from inference import (
     nuts_cpu,
     warmup,
 )
+from inference.handlers import Substitute
 from inference.langevin import MALA, Langevin
-from inference.program import _Substitute
 from inference.trajectories import SharedLength
 from ppl_models.noise import Noise
 from tests import test_correctness, test_laws, test_noise
@@ -139,7 +139,7 @@ BY_MOMENTS = {
     ),
     "the jacobian is forgotten": (
         "hmc-coarse-bounded",
-        Sabotage(_Substitute, "_pyro_sample", "self.log_det + log_det.sum()", "self.log_det"),
+        Sabotage(Substitute, "_pyro_sample", "self.log_det + log_det.sum()", "self.log_det"),
     ),
     "langevin forgets the way back": (
         "mala-dense-conjugate",
