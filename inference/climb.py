@@ -95,23 +95,24 @@ def climb(
         most: evaluations of a whole climb, each of all points.
     """
     number = len(x)
-    unknown = x.new_full((number,), -torch.inf)
-    end = Climbed(x.clone(), unknown, torch.zeros_like(unknown, dtype=torch.bool))
     value, gradient = target.log_density_and_grad(x)
-    end.log_density[:] = torch.where(torch.isfinite(value), value, -torch.inf)
+    known = torch.where(torch.isfinite(value), value, -torch.inf)
+    end = Climbed(x.clone(), known, torch.zeros_like(known, dtype=torch.bool))
     left = (torch.isfinite(value) & torch.isfinite(gradient).all(-1)).nonzero()[:, 0]
     x, value, gradient = x[left], value[left], gradient[left]
     if inverse is None:
         inverse = Matrices(torch.diag(scale.square()).expand(number, -1, -1))
     inverse = inverse.at(left)
+    uphill = inverse.times(gradient)
     before = torch.full_like(value, torch.inf)
     fresh = torch.ones(len(left), dtype=torch.bool, device=x.device)
     spent = 1
     while len(left) and spent < most:
-        direction = inverse.times(gradient)
-        longest = torch.where(fresh, _FIRST, torch.inf)[:, None]
-        length = (direction / scale).norm(dim=-1, keepdim=True).clamp(min=1e-300)
-        direction = direction * (longest / length).clamp(max=1.0)
+        direction = uphill
+        if bool(fresh.any()):  # nothing is known yet of how far to go
+            length = (direction / scale).norm(dim=-1, keepdim=True).clamp(min=1e-300)
+            shorter = (_FIRST / length).clamp(max=1.0)
+            direction = torch.where(fresh[:, None], direction * shorter, direction)
         slope = (direction * gradient).sum(-1)
         new, higher, steeper, moved, tries = _search(target, x, value, gradient, direction, slope)
         spent += tries
@@ -121,13 +122,20 @@ def climb(
         x, value, gradient = new, higher, steeper
         if watch is not None:
             watch(left, x, gradient, inverse)
-        promise = 0.5 * (gradient * inverse.times(gradient)).sum(-1)
-        arrived = (promise < _GAIN) & (before < _GAIN)
-        stop = arrived | ~(moved | (promise < _GAIN))
-        end.x[left], end.log_density[left], end.arrived[left] = x, value, arrived
-        keep = ~stop
-        left, x, value, gradient = left[keep], x[keep], value[keep], gradient[keep]
-        inverse, fresh, before = inverse.at(keep), fresh[keep], promise[keep]
+        uphill = inverse.times(gradient)
+        promise = 0.5 * (gradient * uphill).sum(-1)
+        small = promise < _GAIN
+        arrived = small & (before < _GAIN)
+        keep = ~arrived & (moved | small)
+        before = promise
+        if not bool(keep.all()):
+            gone = left[~keep]
+            for whole, part in zip(end, (x, value, arrived), strict=True):
+                whole[gone] = part[~keep]
+            left, x, value, gradient = left[keep], x[keep], value[keep], gradient[keep]
+            uphill, fresh, before = uphill[keep], fresh[keep], before[keep]
+            inverse = inverse.at(keep)
+    end.x[left], end.log_density[left] = x, value
     return end
 
 
@@ -140,30 +148,38 @@ def _search(
     after such steps BFGS knows the curvature of a Gaussian exactly when it has gone through its
     dimensions.
     """
-    length = torch.ones_like(value)
     found, high, steep = x.clone(), value.clone(), gradient.clone()
-    waiting = torch.ones_like(value, dtype=torch.bool)
-    tries = 0
-    while bool(waiting.any()) and tries < _SHORTER:
+    waiting = torch.arange(len(x), device=x.device)
+    begin, along, low, least = x, direction, value, _ARMIJO * slope
+    length, tries = 1.0, 0
+    while len(waiting) and tries < _SHORTER:
         tries += 1
-        at = x[waiting] + length[waiting, None] * direction[waiting]
-        new, rise = target.log_density_and_grad(at)
-        enough = new >= value[waiting] + _ARMIJO * length[waiting] * slope[waiting]
-        good = enough & torch.isfinite(new) & torch.isfinite(rise).all(-1)
-        index = waiting.nonzero()[:, 0][good]
-        found[index], high[index], steep[index] = at[good], new[good], rise[good]
-        waiting[index] = False
-        length = length / 4
+        at = begin + length * along
+        new, there = target.log_density_and_grad(at)
+        good = (new >= low + length * least) & torch.isfinite(new + there.abs().sum(-1))
+        if tries == 1 and bool(good.all()):
+            found, high, steep, waiting = at, new, there, waiting[:0]
+            break
+        index, left = waiting[good], ~good
+        found[index], high[index], steep[index] = at[good], new[good], there[good]
+        waiting, begin, along, low, least = (
+            part[left] for part in (waiting, begin, along, low, least)
+        )
+        length /= 4
+    moved = torch.ones_like(value, dtype=torch.bool)
+    moved[waiting] = False
     after = (steep * direction).sum(-1)
-    rough = ~waiting & (after.abs() > _EXACT * slope) & (after < slope)
+    rough = moved & (after.abs() > _EXACT * slope) & (after < slope)
     if not bool(rough.any()):
-        return found, high, steep, ~waiting, tries
+        return found, high, steep, moved, tries
     # once more, to the top of the parabola through the slopes at both ends
-    made = ((found - x) * direction).sum(-1) / direction.square().sum(-1)
-    best = made * (slope / torch.where(rough, slope - after, 1.0)).clamp(max=_LONGER)
-    at = x[rough] + best[rough, None] * direction[rough]
-    new, rise = target.log_density_and_grad(at)
-    good = (new >= high[rough]) & torch.isfinite(new) & torch.isfinite(rise).all(-1)
-    index = rough.nonzero()[:, 0][good]
-    found[index], high[index], steep[index] = at[good], new[good], rise[good]
-    return found, high, steep, ~waiting, tries + 1
+    index = rough.nonzero()[:, 0]
+    along, slope, after = direction[index], slope[index], after[index]
+    made = ((found[index] - x[index]) * along).sum(-1) / along.square().sum(-1)
+    best = made * (slope / (slope - after)).clamp(max=_LONGER)
+    at = x[index] + best[:, None] * along
+    new, there = target.log_density_and_grad(at)
+    good = (new >= high[index]) & torch.isfinite(new + there.abs().sum(-1))
+    index = index[good]
+    found[index], high[index], steep[index] = at[good], new[good], there[good]
+    return found, high, steep, moved, tries + 1

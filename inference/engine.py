@@ -62,7 +62,8 @@ class Problem:
     def target(self, tier: TierChoice, calls: int, *, wide: bool = False) -> Target:
         """The log density of the continuous sites in unconstrained space.
 
-        With ``wide`` its values are in float64, whatever points are; see ``Program.log_density``.
+        With ``wide`` values at points in float32 are in float64, but for those of a C function; see
+        ``Program.log_density``.
         """
         density = self.program.log_density
         return Target(
@@ -105,6 +106,11 @@ class Problem:
         rows = torch.arange(minibatch.batch, device=self.device)
         single = partial(self.program.log_density_of, minibatch)
         return batched_over_rows(trace(single, x, rows), x.expand(points, -1).clone(), rows)
+
+    @property
+    def wide(self) -> bool:
+        """Whether differences of log densities need more digits than points have."""
+        return self.dtype == torch.float32 and self.device.type != "cpu"
 
     @cached_property
     def outputs(self) -> Outputs:
@@ -152,7 +158,7 @@ class Engine(ABC):
     extends: ClassVar[tuple[str, ...]] = ("draws",)
     """The settings that may differ where a stored run goes on."""
 
-    single_on_gpu: ClassVar[bool] = False
+    float32_on_gpu: ClassVar[bool] = False
     """Whether float32 is its default on a GPU."""
 
     @abstractmethod

@@ -251,8 +251,8 @@ def fit(
         device: "cpu", "cuda", or "auto": a GPU where there is one and the model has weights, else
             the CPU, which is faster for small problems.
         dtype: of the real numbers; by default that of the model's weights, else float64, but
-            float32 for samplers by gradients (NUTS, HMC, ChEES, MAMS, MALA) on a GPU, where log
-            densities are then added up in float64.
+            float32 for NUTS, HMC, ChEES, MAMS and MALA on a GPU, where log densities are then added
+            up in float64, unless discrete sites are summed out.
         progress: whether to show a progress bar; by default where standard error is a terminal.
         until: when to stop before the engine's own limit, such as ``Until(seconds=60)``.
         store: a folder to write the draws to as they come, as a Zarr store such as "run.zarr".
@@ -286,8 +286,7 @@ def fit(
     model = copy.deepcopy(model) if isinstance(model, nn.Module) else model
     fields = _prepare(model, data)
     where = _device(device, model, fields)
-    single = engine.single_on_gpu and where.type == "cuda"
-    kind = _dtype(dtype, model, torch.float32 if single else torch.float64)
+    kind = _dtype(dtype, model, _precision(engine, model, fields, where) if dtype is None else None)
     if isinstance(model, nn.Module):
         model = model.to(device=where, dtype=kind)
     title = type(engine).__name__
@@ -471,8 +470,21 @@ def _device(device: str | torch.device, model: Any, fields: Data) -> torch.devic
     return torch.device("cuda" if weights and torch.cuda.is_available() else "cpu")
 
 
+def _precision(engine: Engine, model: Any, fields: Data, where: torch.device) -> torch.dtype:
+    """What an engine takes on a device: float32 on a GPU, if densities can be added up in double.
+
+    They cannot where discrete sites are summed out.
+    """
+    if where.type != "cuda" or not engine.float32_on_gpu:
+        return torch.float64
+    cpu = torch.device("cpu")
+    with isolated(torch.float64, cpu):
+        discrete = Program(model, engine.bound(model, _place(fields, cpu, torch.float64))).discrete
+    return torch.float64 if discrete else torch.float32
+
+
 def _dtype(
-    dtype: torch.dtype | str | None, model: Any, otherwise: torch.dtype = torch.float64
+    dtype: torch.dtype | str | None, model: Any, otherwise: torch.dtype | None = None
 ) -> torch.dtype:
     if isinstance(dtype, str):
         named = {"float32": torch.float32, "float64": torch.float64}
@@ -486,7 +498,7 @@ def _dtype(
     if isinstance(model, nn.Module):
         for parameter in model.parameters():
             return parameter.dtype
-    return otherwise
+    return otherwise or torch.float64
 
 
 def _check_model(model: Any) -> None:

@@ -25,11 +25,14 @@ Values = dict[str, Tensor]
 class Substitute(Messenger):
     """Give latent sites their values; count the log Jacobian where these are unconstrained."""
 
-    def __init__(self, values: Values, *, constrained: bool) -> None:
+    def __init__(
+        self, values: Values, *, constrained: bool, total: torch.dtype | None = None
+    ) -> None:
         super().__init__()
         self.values = values
         self.constrained = constrained
         self.log_det: Tensor | float = 0.0
+        self._total = total  # in which Jacobians are added up; by default their own
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["name"] not in self.values:
@@ -39,7 +42,7 @@ class Substitute(Messenger):
             transform = biject_to(msg["fn"].support)
             unconstrained, value = value, transform(value)
             log_det = transform.log_abs_det_jacobian(unconstrained, value)
-            self.log_det = self.log_det + log_det.sum()
+            self.log_det = self.log_det + log_det.sum(dtype=self._total)
         msg["value"] = value
 
 

@@ -63,7 +63,7 @@ def trajectory(
 
 def energy(log_density: Tensor, momentum: Tensor) -> Tensor:
     """The Hamiltonian -log p(x) + |momentum|^2 / 2: (C,)."""
-    return 0.5 * momentum.square().sum(-1) - log_density
+    return 0.5 * momentum.square().sum(-1, dtype=log_density.dtype) - log_density
 
 
 def reasonable_step_size(
@@ -101,7 +101,7 @@ class Hamiltonian(Sampler):
     mass: MassChoice = "auto"
 
     target_acceptance_rate: ClassVar[float | None] = 0.8
-    single_on_gpu: ClassVar[bool] = True
+    float32_on_gpu: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -93,7 +93,7 @@ def drift(scale: Any, momentum: Any, c: int, step: float, x: Any, out: Any, work
 def _times(rows: Any, vector: Any, c: int, upper: bool, out: Any) -> None:
     """The sum of the rows of a triangle (D, D) times the numbers of chain ``c``; both (C, D).
 
-    By four rows at once, which halves the time.
+    By four rows at once, which halves the time; the other triangle is zero.
     """
     dim = out.shape[1]
     for i in range(dim):

@@ -1,7 +1,7 @@
 """R-hat and effective sample sizes of many scalars at once.
 
-The definitions of Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), as in ArviZ, without a
-loop over scalars. Arrays are (chain, draw, *event); results are (*event). A scalar that is not
+The definitions of Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), as in ArviZ, scalars
+worked on together. Arrays are (chain, draw, *event); results are (*event). A scalar that is not
 finite everywhere gets NaN; one that never changes has no R-hat and an effective size of all draws.
 """
 
@@ -18,6 +18,7 @@ from scipy.special import ndtri
 from ppl_models.errors import EngineError
 
 _BLOCK = 1 << 18  # numbers worked on at a time
+_KEPT = 1 << 20  # ranks whose scores are kept for the next array of as many
 
 
 def r_hat(x: np.ndarray) -> np.ndarray:
@@ -247,7 +248,8 @@ def _rank(x: np.ndarray) -> np.ndarray:
     """Normal scores of the ranks over chains and draws together, ties averaged."""
     rows = np.ascontiguousarray(x.reshape(-1, x.shape[-1]).T)  # (scalar, draw)
     scores = np.full(rows.shape, np.nan)
-    of_rank = _normal_scores(rows.shape[1])
+    size = rows.shape[1]
+    of_rank = _normal_scores(size) if size <= _KEPT else _normal_scores.__wrapped__(size)
     for row, score in zip(rows, scores, strict=True):
         order = np.argsort(row)
         ascending = row[order]
@@ -260,11 +262,13 @@ def _rank(x: np.ndarray) -> np.ndarray:
     return scores.T.reshape(x.shape)
 
 
-@functools.lru_cache(maxsize=4)
+@functools.lru_cache(maxsize=2)
 def _normal_scores(size: int) -> np.ndarray:
     """Those of the ranks 1, 1.5, 2, ..., ``size``."""
     ranks = 1 + np.arange(2 * size - 1) / 2
-    return ndtri((ranks - 0.375) / (size + 0.25))
+    scores = ndtri((ranks - 0.375) / (size + 0.25))
+    scores.setflags(write=False)
+    return scores
 
 
 def _split(x: np.ndarray) -> np.ndarray:

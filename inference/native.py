@@ -60,7 +60,8 @@ class Native(NamedTuple):
         """
         least = 1 if self.work >= _HEAVY else _LANES
         threads = min(allowed(), chains // least) if self.single else 1
-        if threads < 2 or steps < self.repaid(chains):
+        takes_more = self.single != self.context and threads < allowed()  # threads of its own
+        if threads < 2 or takes_more or steps < self.repaid(chains):
             return [(0, chains)]
         size = -(-chains // (threads * least)) * least
         return [(low, min(low + size, chains)) for low in range(0, chains, size)]

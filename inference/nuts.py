@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from inference import nuts_cpu
+from inference import hmc, nuts_cpu
 from inference.chain_count import chain_count
 from inference.chains import Block, Info, Randomness, Tuning
 from inference.engine import Problem
@@ -149,7 +149,7 @@ class NUTS(Prepared):
             target, Phase(*state.leaf[:3]), state.leaf.momentum, step, tuning.scale
         )
         leaf = End(*phase, momentum)
-        energy = 0.5 * momentum.square().sum(-1) - leaf.log_density
+        energy = hmc.energy(leaf.log_density, momentum)
         log_weight = torch.nan_to_num(state.energy - energy, nan=-torch.inf, posinf=-torch.inf)
         diverging = log_weight < -DIVERGENCE
         acceptance = state.acceptance + log_weight.clamp(max=0).exp()
@@ -214,7 +214,7 @@ def begin(phase: Phase, randomness: Randomness, max_depth: int) -> Tree:
     """The start of a transition: a tree of one leaf with a fresh momentum."""
     chains, dim = phase.x.shape
     momentum = randomness.normal
-    energy = 0.5 * momentum.square().sum(-1) - phase.log_density
+    energy = hmc.energy(phase.log_density, momentum)
     zero = torch.zeros_like(energy)
     count = torch.zeros_like(zero, dtype=torch.int64)
     end = End(*phase, momentum)

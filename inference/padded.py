@@ -14,7 +14,10 @@ _SIZE = 72
 
 
 class Density(Protocol):
-    """What is needed of a log density to climb it and to measure its curvature."""
+    """What is needed of a log density to climb it and to measure its curvature.
+
+    Results belong to the caller, who may change them; values may have more digits than points.
+    """
 
     def log_density(self, x: Tensor) -> Tensor: ...
 
@@ -50,7 +53,7 @@ class Padded:
         parts = []
         for part in x.split(self._size):
             full = function(_filled(part, self._size))
-            parts.append([value[: len(part)].to(x.dtype) for value in full])
+            parts.append([value[: len(part)] for value in full])
         return [torch.cat(values) for values in zip(*parts, strict=True)]
 
 

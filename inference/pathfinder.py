@@ -163,7 +163,7 @@ class Paths:
     def __init__(self, density: Density, x: Tensor, unit: Tensor, history: int) -> None:
         self._density = density
         self._unit = unit  # (P, K, D): the same numbers for every normal of a path
-        self.elbo = x.new_full((len(x),), -torch.inf)
+        self.elbo = x.new_full((len(x),), -torch.inf, dtype=torch.float64)
         self.normals, _ = Normals.of(x, torch.zeros_like(x), Factors.unit(x, history))
         self.steps = 0
 
@@ -174,7 +174,7 @@ class Paths:
         found, proper = Normals.of(x, gradient, inverse)
         draws = found.draws(self._unit[points])
         log_p = self._density.log_density(draws.flatten(0, 1)).reshape(draws.shape[:2])
-        elbo = (log_p - found.log_density(draws)).mean(-1)
+        elbo = (log_p - found.log_density(draws)).double().mean(-1)
         elbo = torch.where(proper & torch.isfinite(elbo), elbo, -torch.inf)
         better = elbo > self.elbo[points]
         index = points[better]

@@ -54,7 +54,7 @@ def probe(fit: Fit, *, always: bool = False) -> list[Finding]:
     try:
         with fit._isolated():
             problem = fit._problem()
-            target = problem.target("auto", 0)
+            target = problem.target("auto", 0, wide=problem.wide)
             if not always and not target.traces():
                 return [_unsearched("it cannot be traced, which makes that slow", _ASK)]
             return searched(problem, target, _thinned(fit._unconstrained()))

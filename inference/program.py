@@ -1,4 +1,4 @@
-"""The one class that touches Pyro: a program and its data become plain functions of tensors.
+"""A program and its data become plain functions of tensors.
 
 Running a program under handlers gives its latent sites, their transforms to the real line, and
 its log joint density with discrete sites summed out by parallel enumeration. Everything
@@ -8,6 +8,7 @@ downstream (targets, engines) sees functions of flat unconstrained vectors.
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator, Mapping
@@ -209,15 +210,17 @@ class Program:
     def log_density(self, x: Tensor, *tilts: Tensor, wide: bool = False) -> Tensor:
         """Log joint density at a flat unconstrained point, with the log Jacobian: (D,) -> ().
 
-        With ``wide`` the terms of each site are added up in float64, whatever they are themselves,
-        unless there are discrete sites: of a million terms in float32 the sum would be known to
-        0.1, and so would differences of energies be.
+        With ``wide`` the terms of each site and its Jacobian are added up in float64, whatever they
+        are themselves, unless there are discrete sites: of a million terms in float32 the sum would
+        be known to 0.1, and so would differences of energies be. (What ``.to_event`` makes one
+        term, its distribution adds up.)
 
         Discrete sites are summed out. ``tilts``, one per discrete site of shape (*batch, K), are
         added to the log factors of its K values: the gradient with respect to a tilt, at zero,
         is the posterior probability of each value.
         """
-        substitute = Substitute(self._split(x), constrained=False)
+        total = torch.float64 if wide else None
+        substitute = Substitute(self._split(x), constrained=False, total=total)
         return self._log_joint(substitute, tilts, wide=wide) + substitute.log_det
 
     def log_joint(self, values: Values) -> Tensor:
@@ -520,8 +523,8 @@ class Program:
                     trace.nodes[latent.name][kind] = torch.zeros(())
         if wide and not self.discrete:
             trace.compute_log_prob()
-            terms = [site["log_prob"] for site in sample_sites(trace)]
-            return torch.stack([term.sum(dtype=torch.float64) for term in terms]).sum()
+            sums = [site["log_prob"].sum(dtype=torch.float64) for site in sample_sites(trace)]
+            return functools.reduce(torch.add, sums)
         return self._marginal(trace, tilts)
 
     def _marginal(self, trace: poutine.Trace, tilts: tuple[Tensor, ...] = ()) -> Tensor:

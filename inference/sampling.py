@@ -244,8 +244,7 @@ class Sampler(Engine):
         noise = problem.noise(self.chains)
         saved = problem.records.saved()
         calls = self.evaluations() if saved is None else saved.part("calls", None, problem.device)
-        single = problem.dtype == torch.float32 and problem.device.type != "cpu"
-        target = problem.target(self.tier, calls, wide=single)
+        target = problem.target(self.tier, calls, wide=problem.wide)
         with torch.no_grad():
             x = self.start(target, noise.fold(0))
             start = time.perf_counter()

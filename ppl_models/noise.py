@@ -177,7 +177,7 @@ def _generate(key: Tensor, count: int, low: int, high: int, tag: int) -> Tensor:
     """Words at the counters (low + i, high, 0, tag), i < count, for every key: (C, count, 4)."""
     if key.device.type == "cpu":
         out = torch.empty(len(key), count, 4, dtype=torch.int64)
-        generate(key.numpy(), count, low, high, tag, out.numpy())
+        generate(key.contiguous().numpy(), count, low, high, tag, out.numpy())
         return out
     counter = torch.arange(low, low + count, device=key.device)
     fixed = [torch.full_like(counter, word) for word in (high, 0, tag)]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
@@ -49,26 +50,35 @@ def each(function: Callable[[int], T], number: int, threads: int | None = None) 
 
     By default those that torch has been given. It takes some 30 us where threads wait, and pays
     for functions that do not hold Python's lock. What PyTorch keeps for a thread, such as
-    ``no_grad``, is not handed on.
+    ``no_grad`` and its own number of threads, is not handed on. After an error or Ctrl-C nothing
+    more is begun, and what has been is waited for.
     """
     threads = min(number, torch.get_num_threads() if threads is None else threads)
     if threads < 2:
         return [function(i) for i in range(number)]
     results: dict[int, T] = {}
-    left = itertools.count()
+    left, stopped = itertools.count(), threading.Event()
 
     def work() -> None:
-        while (i := next(left)) < number:
-            results[i] = function(i)
+        try:
+            while not stopped.is_set() and (i := next(left)) < number:
+                results[i] = function(i)
+        except BaseException:
+            stopped.set()
+            raise
 
-    others = [_pool().submit(work) for _ in range(threads - 1)]
+    others: list[Future[None]] = []
     try:
+        others += (_pool().submit(work) for _ in range(threads - 1))
         work()
+    except BaseException:
+        stopped.set()
+        raise
     finally:
-        ended = [other.cancel() or other.exception() for other in others]  # who has not begun
-    for failed in ended:
-        if isinstance(failed, BaseException):
-            raise failed
+        begun = [other for other in others if not other.cancel()]
+        wait(begun)
+    for other in begun:
+        other.result()
     return [results[i] for i in range(number)]
 
 

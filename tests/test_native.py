@@ -192,15 +192,18 @@ def test_threads_change_no_draw(engine, chains, work, monkeypatch):
 
 def test_what_repays_threads_is_shared_among_them():
     before = torch.get_num_threads()
-    light = Native(0, 0, None, single=1, work=1000)
+    light = Native(0, 2, None, single=1, work=1000)
     heavy = light._replace(work=1_000_000)
     try:
         torch.set_num_threads(4)
         assert light.groups(100, 1000) == [(0, 32), (32, 64), (64, 96), (96, 100)]
         assert light.groups(100, 1) == [(0, 100)]
         assert light.groups(31, 1000) == [(0, 31)]
-        assert heavy.groups(3, 1) == [(0, 1), (1, 2), (2, 3)]
-        assert heavy._replace(single=0).groups(3, 1) == [(0, 3)]
+        assert heavy.groups(6, 1) == [(0, 2), (2, 4), (4, 6)]
+        assert heavy.groups(4, 1) == [(0, 1), (1, 2), (2, 3), (3, 4)]
+        assert heavy.groups(3, 1) == [(0, 3)]  # which takes four threads itself
+        assert heavy._replace(context=1).groups(3, 1) == [(0, 1), (1, 2), (2, 3)]
+        assert heavy._replace(single=0).groups(4, 1) == [(0, 4)]
         assert heavy.groups(1, 1) == [(0, 1)]
     finally:
         torch.set_num_threads(before)

@@ -109,7 +109,12 @@ BY_MOMENTS = {
     ),
     "hmc leaves the kinetic energy out of its acceptance": (
         "hmc-coarse-bounded",
-        Sabotage(hmc, "energy", "0.5 * momentum.square().sum(-1) - log_density", "-log_density"),
+        Sabotage(
+            hmc,
+            "energy",
+            "0.5 * momentum.square().sum(-1, dtype=log_density.dtype) - log_density",
+            "-log_density",
+        ),
     ),
     "hmc accepts always": (
         "hmc-coarse-bounded",
@@ -139,7 +144,12 @@ BY_MOMENTS = {
     ),
     "the jacobian is forgotten": (
         "hmc-coarse-bounded",
-        Sabotage(Substitute, "_pyro_sample", "self.log_det + log_det.sum()", "self.log_det"),
+        Sabotage(
+            Substitute,
+            "_pyro_sample",
+            "self.log_det + log_det.sum(dtype=self._total)",
+            "self.log_det",
+        ),
     ),
     "langevin forgets the way back": (
         "mala-dense-conjugate",

@@ -1,6 +1,7 @@
 """Work shared among threads."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -32,6 +33,20 @@ def test_what_fails_is_raised_here(bad):
     with pytest.raises(ValueError, match=f"number {bad}"):
         each(function, 6, 2)
     assert each(lambda i: i, 6, 2) == list(range(6))
+
+
+def test_after_an_error_nothing_more_is_begun():
+    begun = []
+
+    def function(i):
+        begun.append(i)
+        if i == 0:
+            raise KeyboardInterrupt
+        time.sleep(0.01)
+
+    with pytest.raises(KeyboardInterrupt):
+        each(function, 1000, 2)
+    assert len(begun) < 100
 
 
 def test_work_within_work_ends():

@@ -22,7 +22,7 @@ _SECONDS_PER_NODE = 7e-4  # of the compiler
 _SECONDS_OF_TRACE = 1.0  # of the other tiers, before their first evaluation
 _SECONDS_PER_OPERATION = 3.5e-6  # of PyTorch, for each evaluation
 
-_LINE = 64  # bytes
+_ALIGNED = 64  # bytes: a line of the cache
 _CACHED = 16 << 20  # bytes of data; more are read once for all chains, not by each thread
 
 _WORD = ctypes.c_int64
@@ -83,7 +83,7 @@ class Density:
         self._arrays = _arrays(source, lowered.expressions, dtype)
         reals, positions = (_addresses(arrays) for arrays in self._arrays)
         data = reals.ctypes.data, positions.ctypes.data
-        self._contexts = np.array([[threads, *data], [1, *data]], np.int64)
+        self._contexts = np.array([[count, *data] for count in sorted({threads, 1})], np.int64)
         self._call: Any = self._library.density
         self._call.argtypes = [_WORD, *[_ADDRESS] * 4]
         self._call.restype = None
@@ -91,7 +91,7 @@ class Density:
         assert address is not None
         keep = (self._library, self._arrays, reals, positions, self._contexts)
         size = sum(array.nbytes for arrays in self._arrays for array in arrays)
-        many, single = (row.ctypes.data for row in self._contexts)
+        single, many = (self._contexts[k].ctypes.data for k in (0, -1))
         self.native = Native(address, many, keep, single if size <= _CACHED else 0, source.work)
 
     def __call__(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,10 +130,10 @@ def _arrays(
 def _aligned(array: np.ndarray, kind: Any) -> np.ndarray:
     """The same numbers, from the beginning of a line of the cache on."""
     array = np.ascontiguousarray(array, dtype=kind)
-    if array.ctypes.data % _LINE == 0:
+    if array.ctypes.data % _ALIGNED == 0:
         return array
-    room = np.empty(array.nbytes + _LINE, dtype=np.uint8)
-    first = -room.ctypes.data % _LINE
+    room = np.empty(array.nbytes + _ALIGNED, dtype=np.uint8)
+    first = -room.ctypes.data % _ALIGNED
     copy = room[first : first + array.nbytes].view(kind)
     copy[:] = array
     return copy

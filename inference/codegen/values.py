@@ -120,7 +120,7 @@ class Values:
     def buffer(self, tensor: Tensor) -> int:
         """The number of the buffer that holds a constant, its last axis fastest.
 
-        What else it has than that begins at multiples of ``stride``.
+        Rows along that axis begin ``stride(length)`` apart, with zeros between.
         """
         place = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
         if place not in self._buffers:
