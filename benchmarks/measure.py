@@ -8,6 +8,7 @@ function for all; the answer is one line of JSON, the last of standard output.
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -64,6 +65,7 @@ def main() -> None:
     job = Job(**json.loads(sys.argv[1]))
     begin = time.perf_counter()
     contender = importlib.import_module(f"benchmarks.contenders.{job.contender}")
+    gc.collect()  # a pass over what was imported, which else comes at any time
     imported = time.perf_counter() - begin
     run: Run = contender.run(POSTERIORS[job.posterior], job)
     np.savez(sys.argv[2], **{name: np.asarray(value) for name, value in run.draws.items()})

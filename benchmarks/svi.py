@@ -123,6 +123,7 @@ def verdicts(runs: pd.DataFrame) -> pd.DataFrame:
     """Medians over repeats of Pyro's seconds over the suite's, steps alone and all counted."""
     rows = []
     by = runs.set_index(["contender", "posterior", "seed"])[["us_per_step", "first_s"]]
+    by = by.sort_index()
     for peer in ("pyro", "pyro-jit"):
         for posterior in runs["posterior"].unique():
             try:

@@ -15,8 +15,6 @@ import numpy as np
 import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
-from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
-from sklearn.metrics.cluster import contingency_matrix
 from torch import Tensor
 
 from inference import row_weights
@@ -112,6 +110,9 @@ def clustering(found: Any, truth: Any) -> dict[str, float]:
         raise DataError(
             f"{len(found)} clusters and {len(truth)} labels; give one of each for every row"
         )
+    from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
+    from sklearn.metrics.cluster import contingency_matrix
+
     counts = contingency_matrix(truth, found)
     matched = counts[linear_sum_assignment(counts, maximize=True)].sum()
     return {

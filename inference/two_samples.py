@@ -16,9 +16,6 @@ import numpy as np
 import torch
 from scipy import stats
 from scipy.spatial.distance import cdist, pdist
-from sklearn.base import clone
-from sklearn.ensemble import HistGradientBoostingClassifier
-from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from ppl_models.errors import EngineError
 
@@ -192,7 +189,12 @@ def classifier_test(
     both = np.concatenate([z[evenly(len(z), number)] for z in (x, y)])
     label = np.repeat([0, 1], number)
     if classifier is None:
+        from sklearn.ensemble import HistGradientBoostingClassifier
+
         classifier = HistGradientBoostingClassifier(random_state=seed)
+    from sklearn.base import clone
+    from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
     parts = StratifiedKFold(folds, shuffle=True, random_state=seed)
     told = np.asarray(cross_val_predict(clone(classifier), both, label, cv=parts))
     accuracy = float(np.mean(told == label))

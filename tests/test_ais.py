@@ -68,7 +68,10 @@ SABOTAGE = {
         Annealing, "backward", *swapped(MOVE, WEIGH)
     ),
     "hmc leaves the kinetic energy out of its acceptance": Sabotage(
-        hmc, "energy", "0.5 * momentum.square().sum(-1) - log_density", "-log_density"
+        hmc,
+        "energy",
+        "0.5 * momentum.square().sum(-1, dtype=log_density.dtype) - log_density",
+        "-log_density",
     ),
 }
 

@@ -52,7 +52,12 @@ def test_right_kernels_pass(name):
 BROKEN = {
     "hmc leaves the kinetic energy out of its acceptance": (
         "hmc",
-        Sabotage(hmc, "energy", "0.5 * momentum.square().sum(-1) - log_density", "-log_density"),
+        Sabotage(
+            hmc,
+            "energy",
+            "0.5 * momentum.square().sum(-1, dtype=log_density.dtype) - log_density",
+            "-log_density",
+        ),
     ),
     "metropolis accepts at half the log ratio": (
         "mh",

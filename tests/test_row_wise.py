@@ -48,7 +48,7 @@ def test_draws_of_each_row_have_the_moments_of_its_posterior(sampler):
 
 
 def test_moments_expose_an_acceptance_without_the_kinetic_energy(monkeypatch):
-    old = "0.5 * momentum.square().sum(-1) - log_density"
+    old = "0.5 * momentum.square().sum(-1, dtype=log_density.dtype) - log_density"
     Sabotage(hmc, "energy", old, "-log_density").commit(monkeypatch)
     found = quiet(LINEAR.program, LINEAR.data, RowWise(HMC(**RUN, steps=2))).posterior
     assert surprises(found.draws, LINEAR, FAMILY)
