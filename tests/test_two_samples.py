@@ -116,8 +116,7 @@ def test_errors_of_independent_rows_are_noticed(monkeypatch):
 
 def test_a_classifier_that_has_seen_its_rows_is_noticed(monkeypatch):
     monkeypatch.setattr(
-        two_samples,
-        "cross_val_predict",
+        "sklearn.model_selection.cross_val_predict",
         lambda classifier, x, y, cv: classifier.fit(x, y).predict(x),
     )
     with pytest.raises(AssertionError):
