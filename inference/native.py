@@ -58,10 +58,12 @@ class Native(NamedTuple):
 
         All are one group where so many steps do not repay threads.
         """
+        if chains < 2 or not self.single or steps < self.repaid(chains):
+            return [(0, chains)]
         least = 1 if self.work >= _HEAVY else _LANES
-        threads = min(allowed(), chains // least) if self.single else 1
+        threads = min(allowed(), chains // least)
         takes_more = self.single != self.context and threads < allowed()  # threads of its own
-        if threads < 2 or takes_more or steps < self.repaid(chains):
+        if threads < 2 or takes_more:
             return [(0, chains)]
         size = -(-chains // (threads * least)) * least
         return [(low, min(low + size, chains)) for low in range(0, chains, size)]

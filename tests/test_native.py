@@ -205,6 +205,7 @@ def test_what_repays_threads_is_shared_among_them():
         assert heavy._replace(context=1).groups(3, 1) == [(0, 1), (1, 2), (2, 3)]
         assert heavy._replace(single=0).groups(4, 1) == [(0, 4)]
         assert heavy.groups(1, 1) == [(0, 1)]
+        assert heavy.groups(0, 1) == [(0, 0)]
     finally:
         torch.set_num_threads(before)
 
