@@ -1,7 +1,7 @@
 """R-hat and effective sample sizes of many scalars at once.
 
-The definitions of Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), as in ArviZ, scalars
-worked on together. Arrays are (chain, draw, *event); results are (*event). A scalar that is not
+The definitions of Vehtari, Gelman, Simpson, Carpenter & Buerkner (2021), as in ArviZ, for blocks
+of scalars at once. Arrays are (chain, draw, *event); results are (*event). A scalar that is not
 finite everywhere gets NaN; one that never changes has no R-hat and an effective size of all draws.
 """
 

@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 
-from inference import EM, HMC, MALA, MAMS, NUTS, ULA, ChEES, fit, probe
+from inference import EM, HMC, MALA, MAMS, MH, NUTS, ULA, ChEES, fit, probe
 from inference.engine import Problem
 from inference.fit import bind
 from inference.hmc import energy
@@ -76,8 +76,9 @@ def test_a_million_terms_are_added_up_in_double():
         ChEES(chains=64, warmup=300, draws=200),
         MAMS(chains=64, warmup=300, draws=200),
         MALA(chains=64, warmup=300, draws=200),
+        MH(chains=64, warmup=300, draws=1000),
     ],
-    ids=["NUTS", "warm NUTS", "HMC", "ChEES", "MAMS", "MALA"],
+    ids=["NUTS", "warm NUTS", "HMC", "ChEES", "MAMS", "MALA", "MH"],
 )
 def test_samplers_draw_from_such_a_density(engine, monkeypatch):
     """On a CPU, by the code that a GPU runs."""
@@ -88,7 +89,7 @@ def test_samplers_draw_from_such_a_density(engine, monkeypatch):
     posterior = fit(pair, {}, engine, dtype="float32", seed=3).posterior
     assert posterior.draws["x"].dtype == torch.float32
     assert posterior.stats["lp"].dtype == torch.float64
-    check(posterior.draws, PAIR, family=6 * PAIR.moments)
+    check(posterior.draws, PAIR, family=7 * PAIR.moments)
 
 
 def test_jacobians_and_momenta_are_added_up_in_double():
